@@ -1,0 +1,48 @@
+"""Settings of a process, as plain frozen values; the CLI fills them. A leaf: no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a single request may bring. Sizes in bytes, lengths in tokens."""
+
+    max_picture_bytes: int = 20 * MIB
+    max_picture_pixels: int = 64_000_000
+    max_pictures: int = 16
+    max_body_bytes: int = 64 * MIB
+    max_queue: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How the engine runs.
+
+    ``dtype`` is ``"auto"`` (float32 on a CPU, the checkpoint's own on a GPU) or a torch dtype's name.
+    ``kv_slots`` is the number of tokens whose keys and values fit; ``None`` sizes it from ``kv_bytes``
+    on a CPU and from free memory times ``memory_fraction`` on a GPU. ``step_tokens`` is the budget that prefill chunks
+    and decodes share in a step; ``encode_patches`` the vision patches encoded in one. ``tier_bytes`` bounds the second
+    cache tier, pinned host memory beside a GPU and a temporary file in ``tier_folder`` beside a CPU; prefixes and gains
+    of fewer than ``tier_min_tokens`` are left to recomputing.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    max_running: int = 64
+    step_tokens: int = 2048
+    encode_patches: int = 16_384
+    kv_slots: int | None = None
+    kv_bytes: int = 512 * MIB
+    memory_fraction: float = 0.85
+    encoder_cache_bytes: int = 256 * MIB
+    tier_bytes: int = 0
+    tier_min_tokens: int = 32
+    tier_folder: str | None = None
+    decode_threads: int = 2
+    share_threshold: int = 32
+    reuse: bool = True
+    check_invariants: bool = False

@@ -1,0 +1,127 @@
+"""Every error that mmserve raises on purpose.
+
+::
+
+    MMServeError
+    ├── ConfigError                  what was asked of the process at start cannot be done
+    │   └── CheckpointError          a model's files are missing, truncated or not what they say
+    ├── RequestError                 the caller's input is at fault; says what to do about it
+    │   ├── InvalidField             a field is missing, unknown or out of its range
+    │   ├── PromptTooLong            the prompt and its answer do not fit the model's context
+    │   ├── ModelNotFound            the named model is not served here
+    │   ├── PictureError             a picture cannot be used
+    │   │   ├── UnsupportedPicture   not a picture, or a format that is not accepted
+    │   │   ├── CorruptPicture       a picture whose data is damaged
+    │   │   └── PictureTooLarge      more bytes or pixels than the limit
+    │   └── TooManyPictures          more pictures than one request may carry
+    ├── RequestCancelled             the caller went away or asked for the request to end
+    ├── QueueFull                    too many requests wait; try again later
+    └── EngineUnavailable            the engine is loading, stopped or failed
+
+An error crosses process and network boundaries as ``(code, message, param)`` and comes back as
+the same class through :func:`from_wire`. ``web.errors`` maps classes to HTTP statuses.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, TypedDict
+
+
+class WireError(TypedDict):
+    """An error in the shape of OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class MMServeError(Exception):
+    """Base of the tree. ``code`` names the class on the wire; ``param`` names the field at fault."""
+
+    code: ClassVar[str] = "internal_error"
+    kind: ClassVar[str] = "server_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def to_wire(self) -> WireError:
+        return {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return from_wire, (self.to_wire(),)
+
+
+class ConfigError(MMServeError):
+    code = "config_error"
+
+
+class CheckpointError(ConfigError):
+    code = "checkpoint_error"
+
+
+class RequestError(MMServeError):
+    code = "invalid_request"
+    kind = "invalid_request_error"
+
+
+class InvalidField(RequestError):
+    code = "invalid_field"
+
+
+class PromptTooLong(RequestError):
+    code = "context_length_exceeded"
+
+
+class ModelNotFound(RequestError):
+    code = "model_not_found"
+
+
+class PictureError(RequestError):
+    code = "invalid_image"
+
+
+class UnsupportedPicture(PictureError):
+    code = "unsupported_image"
+
+
+class CorruptPicture(PictureError):
+    code = "corrupt_image"
+
+
+class PictureTooLarge(PictureError):
+    code = "image_too_large"
+
+
+class TooManyPictures(RequestError):
+    code = "too_many_images"
+
+
+class RequestCancelled(MMServeError):
+    code = "request_cancelled"
+    kind = "cancelled_error"
+
+
+class QueueFull(MMServeError):
+    code = "queue_full"
+    kind = "rate_limit_error"
+
+
+class EngineUnavailable(MMServeError):
+    code = "engine_unavailable"
+    kind = "unavailable_error"
+
+
+def _classes(root: type[MMServeError]) -> dict[str, type[MMServeError]]:
+    found = {root.code: root}
+    for child in root.__subclasses__():
+        found |= _classes(child)
+    return found
+
+
+def from_wire(wire: WireError) -> MMServeError:
+    """The error that ``to_wire`` was called on; an unknown code becomes :class:`MMServeError`."""
+    cls = _classes(MMServeError).get(wire["code"], MMServeError)
+    return cls(wire["message"], param=wire["param"])

@@ -1,0 +1,230 @@
+"""The values that travel between the layers; a leaf: no torch, nothing of mmserve but errors.
+
+A request as data: ``Message``\\ s with ``ImagePart``\\ s -> ``Prompt`` (token ids, pictures and where
+their rows go) -> ``Request`` (frozen) -> ``TokenEvent``\\ s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import NamedTuple, NewType
+
+import numpy as np
+import numpy.typing as npt
+
+from mmserve.errors import InvalidField, MMServeError
+
+ContentHash = NewType("ContentHash", bytes)
+"""Full-width digest of a picture's identity (see ``vision.identity``)."""
+
+IntArray = npt.NDArray[np.int64]
+
+
+class Grid(NamedTuple):
+    """A picture's size in vision patches, before spatial merging: time, height, width."""
+
+    t: int
+    h: int
+    w: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageHeader:
+    """What a picture's header says, read without decoding it.
+
+    ``width`` and ``height`` are in pixels *as shown*, after the EXIF ``orientation`` (1..8) has been applied.
+    ``format`` is Pillow's name, for example ``"JPEG"``.
+    """
+
+    format: str
+    width: int
+    height: int
+    orientation: int = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """One picture of a prompt, encoded as it was uploaded.
+
+    ``content`` is its identity in every cache; ``rows`` is the number of embedding rows (and of
+    placeholder tokens) that ``grid`` gives.
+    """
+
+    data: bytes = field(repr=False)
+    header: ImageHeader
+    content: ContentHash
+    grid: Grid
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """A picture in a message: the file's bytes, in any accepted format."""
+
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; parts keep the order in which the caller wrote them."""
+
+    role: str
+    parts: tuple[TextPart | ImagePart, ...]
+
+
+class PictureRange(NamedTuple):
+    """Positions ``start <= i < end`` of a prompt hold rows of ``pictures[picture]``, in order.
+
+    A picture may own several ranges (tiles with text between); its rows run on through them.
+    """
+
+    start: int
+    end: int
+    picture: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """Token ids (int64, 1-D, read only) with a placeholder id at every picture position.
+
+    The first ``system_tokens`` are the system prompt's; statistics of reuse tell them from pictures and history.
+    """
+
+    token_ids: IntArray
+    pictures: tuple[Picture, ...] = ()
+    ranges: tuple[PictureRange, ...] = ()
+    system_tokens: int = 0
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def picture_tokens(self) -> int:
+        return sum(r.end - r.start for r in self.ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen. Validated on construction; raises ``InvalidField``.
+
+    Applied to the logits in this order: repetition, presence and frequency penalties; ``min_tokens``;
+    ``temperature``; ``top_k``; ``top_p``; ``min_p``. ``temperature=0`` is greedy. ``top_k=0`` and ``max_tokens=None``
+    mean "no limit" (the context length still holds). ``seed=None`` lets the engine draw one.
+    Log-probabilities are of the model's own distribution, before penalties and temperature;
+    ``logprobs=None`` is off, ``0`` only the chosen token, ``n`` also the ``n`` best.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in _SAMPLING_RANGES:
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:  # also refuses NaN
+                raise InvalidField(f"{name} must be between {low:g} and {high:g}, got {value}", param=name)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidField("min_tokens is larger than max_tokens", param="min_tokens")
+        if any(not text for text in self.stop):
+            raise InvalidField("a stop string must not be empty", param="stop")
+        if len(self.stop) > 16:
+            raise InvalidField(f"at most 16 stop strings are allowed, got {len(self.stop)}", param="stop")
+
+    def replace(self, **changes: object) -> SamplingParams:
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    @property
+    def penalised(self) -> bool:
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+
+
+_SAMPLING_RANGES = (
+    ("max_tokens", 1, 2**31 - 1),
+    ("min_tokens", 0, 2**31 - 1),
+    ("temperature", 0.0, 100.0),
+    ("top_p", 1e-6, 1.0),
+    ("top_k", 0, 2**31 - 1),
+    ("min_p", 0.0, 1.0),
+    ("repetition_penalty", 0.01, 100.0),
+    ("presence_penalty", -2.0, 2.0),
+    ("frequency_penalty", -2.0, 2.0),
+    ("seed", -(2**63), 2**64 - 1),
+    ("logprobs", 0, 20),
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """What the engine is asked to do. ``cache_salt`` keeps tenants' cached prefixes apart."""
+
+    id: str
+    prompt: Prompt
+    sampling: SamplingParams
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one request. ``cached_tokens`` is the part of the prompt that was not computed again.
+
+    ``cached_pictures`` counts the prompt's pictures whose embedding rows were not computed for this request.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    image_tokens: int
+    cached_pictures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One generated token: its id, text and log-probability, and the ``(id, text, logprob)`` of the best."""
+
+    token_id: int
+    token: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """What one step adds to a request.
+
+    The last event of a request, and only that, has ``error``, or ``usage`` and a ``finish_reason``: ``"stop"`` or
+    ``"length"``.
+    ``text`` may be empty: bytes of an unfinished character and the possible start of a stop string are held back.
+    """
+
+    request_id: str
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    error: MMServeError | None = None
+
+    @property
+    def last(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
