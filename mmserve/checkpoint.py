@@ -1,0 +1,222 @@
+"""What a Hugging Face checkpoint folder says about itself, read once. Torch-free; weights are not loaded here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mmserve.errors import CheckpointError, ConfigError, InvalidField
+from mmserve.types import SamplingParams
+from vision.identity import canonical_json, digest
+
+FAMILIES: Mapping[str, str] = {"Qwen2VLForConditionalGeneration": "qwen2_vl"}
+"""Served architectures (``config.json``'s ``architectures``) and the name of their family."""
+
+_SAMPLE_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model on disk. The mappings are the files' content as read; nothing in here changes.
+
+    ``config`` is ``config.json``, ``processor`` the image processor's settings, ``generation``
+    ``generation_config.json`` (empty where there is none), ``template`` the chat template's source. ``dtype`` is a
+    torch dtype's name, ``max_model_len`` is in tokens. ``sampling`` is what the model's makers recommend.
+
+    ``fingerprint`` (32 bytes) identifies the weights and configuration. It covers each safetensors file's name,
+    size and header (names, types, shapes and offsets of the tensors), the first and last 256 bytes of every tensor,
+    ``config.json`` and the image processor's settings. So it is read in milliseconds and tells fine-tunes of one model
+    apart, but it is no digest of every weight: someone who edits the middle of a tensor by hand keeps it.
+    """
+
+    name: str
+    path: Path
+    family: str
+    config: Mapping[str, Any] = field(repr=False)
+    processor: Mapping[str, Any] = field(repr=False)
+    generation: Mapping[str, Any] = field(repr=False)
+    template: str = field(repr=False)
+    dtype: str
+    eos_token_ids: tuple[int, ...]
+    image_token_id: int
+    max_model_len: int
+    fingerprint: bytes = field(repr=False)
+    sampling: SamplingParams = field(repr=False)
+    description: str = ""
+    licence: str = ""
+
+    @property
+    def vision_config(self) -> Mapping[str, Any]:
+        vision: Mapping[str, Any] = self.config["vision_config"]
+        return vision
+
+
+def read_checkpoint(
+    path: Path,
+    *,
+    name: str,
+    dtype: str | None = None,
+    template: str | None = None,
+    max_model_len: int | None = None,
+    description: str = "",
+    licence: str = "",
+) -> Checkpoint:
+    """Read a checkpoint folder; ``dtype``, ``template`` (source) and ``max_model_len`` override what it says.
+
+    Raises ``CheckpointError`` for missing, damaged or contradictory files, and ``ConfigError`` for a model that is not
+    served.
+    """
+    config = read_json(path / "config.json")
+    family = _family(config)
+    processor = _processor(path)
+    generation = read_json(path / "generation_config.json", missing_ok=True)
+    if not isinstance(config.get("vision_config"), dict):
+        raise CheckpointError(f"{path / 'config.json'} has no vision_config: this is not a whole {family} checkpoint")
+    text = text_config(config)
+    own_length = _positive(text, "max_position_embeddings")
+    if max_model_len is not None and max_model_len > own_length:
+        raise ConfigError(f"{name} was made for {own_length} tokens; max_model_len {max_model_len} is more than that")
+    return Checkpoint(
+        name=name,
+        path=path,
+        family=family,
+        config=config,
+        processor=processor,
+        generation=generation,
+        template=template or _template(path),
+        dtype=dtype or str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32"),
+        eos_token_ids=_eos_token_ids(path, generation, text),
+        image_token_id=_positive(config, "image_token_id"),
+        max_model_len=max_model_len or own_length,
+        fingerprint=weights_fingerprint(path, config, processor),
+        sampling=default_sampling(generation),
+        description=description,
+        licence=licence,
+    )
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The language model's fields: flat in ``config.json`` as published, under ``text_config`` in newer files."""
+    return {**config, **(config.get("text_config") or {})}
+
+
+def default_sampling(generation: Mapping[str, Any]) -> SamplingParams:
+    """Sampling as ``generation_config.json`` asks for it: greedy unless ``do_sample`` is true.
+
+    What the file leaves out stays off. Raises ``CheckpointError`` for values out of range.
+    """
+    names = ["repetition_penalty"]
+    fields: dict[str, Any] = {}
+    if generation.get("do_sample"):
+        names += ["top_p", "top_k", "min_p"]
+        fields["temperature"] = _given(generation, "temperature", 1.0)
+    fields |= {name: generation[name] for name in names if generation.get(name) is not None}
+    try:
+        return SamplingParams(**fields)
+    except (InvalidField, TypeError) as error:
+        raise CheckpointError(f"generation_config.json holds unusable sampling settings: {error}") from None
+
+
+def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
+    """A JSON object from a file, empty if there is no file and ``missing_ok``. Raises ``CheckpointError``."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if missing_ok:
+            return {}
+        raise CheckpointError(f"{path} is missing: this is not a whole Hugging Face checkpoint folder") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds {type(value).__name__}, not a JSON object")
+    return value
+
+
+def weights_fingerprint(path: Path, config: Mapping[str, Any], processor: Mapping[str, Any]) -> bytes:
+    """See :class:`Checkpoint`. Raises ``CheckpointError`` where a safetensors file is missing or cut off."""
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(
+            f"{path} holds no .safetensors file; other weight formats (pickles among them) are not read"
+        )
+    parts = [canonical_json(config), canonical_json(processor)]
+    for file in files:
+        parts += [file.name.encode(), *_weight_samples(file)]
+    return digest("mmserve/weights/1", *parts)
+
+
+def _weight_samples(file: Path) -> Iterator[bytes]:
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = stream.read(length) if length < 100_000_000 else b""
+            tensors: dict[str, Any] = json.loads(header)
+            tensors.pop("__metadata__", None)
+            yield header
+            spans = sorted(tuple(tensor["data_offsets"]) for tensor in tensors.values())
+            yield from _samples(stream, 8 + length, spans)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file} is damaged or cut off ({error}); fetch it again") from None
+
+
+def _samples(stream: BinaryIO, base: int, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+    size = stream.seek(0, 2)
+    if spans and base + spans[-1][1] != size:
+        raise ValueError(f"it has {size} bytes where its header promises {base + spans[-1][1]}")
+    yield size.to_bytes(8, "little")
+    for start, end in spans:
+        for at in (start, max(start, end - _SAMPLE_BYTES)):
+            stream.seek(base + at)
+            yield stream.read(min(_SAMPLE_BYTES, end - at))
+
+
+def _family(config: Mapping[str, Any]) -> str:
+    architectures = config.get("architectures") or ["(none named)"]
+    for architecture in architectures:
+        if architecture in FAMILIES:
+            return FAMILIES[architecture]
+    served = ", ".join(sorted(FAMILIES))
+    raise ConfigError(f"models of architecture {', '.join(map(str, architectures))} are not served; served: {served}")
+
+
+def _processor(path: Path) -> dict[str, Any]:
+    """Image processor settings: ``processor_config.json``'s, where newer files keep them, else the classic file's."""
+    nested = read_json(path / "processor_config.json", missing_ok=True).get("image_processor")
+    return nested if isinstance(nested, dict) else read_json(path / "preprocessor_config.json")
+
+
+def _template(path: Path) -> str:
+    """The chat template's source, looked for where transformers looks, in its order."""
+    jinja = path / "chat_template.jinja"
+    if jinja.is_file():
+        return jinja.read_text(encoding="utf-8")
+    for file in ("chat_template.json", "tokenizer_config.json"):
+        found = read_json(path / file, missing_ok=True).get("chat_template")
+        if isinstance(found, list):  # several, by name
+            found = {entry["name"]: entry["template"] for entry in found}.get("default")
+        if isinstance(found, str):
+            return found
+    raise CheckpointError(f"{path} has no chat template; give one as `template` in models.yaml")
+
+
+def _eos_token_ids(path: Path, generation: Mapping[str, Any], text: Mapping[str, Any]) -> tuple[int, ...]:
+    given = _given(generation, "eos_token_id", text.get("eos_token_id"))
+    ids = tuple(given if isinstance(given, list) else [given])
+    vocabulary = _positive(text, "vocab_size")
+    if not ids or not all(isinstance(id_, int) and 0 <= id_ < vocabulary for id_ in ids):
+        raise CheckpointError(f"eos_token_id {given} in {path} is not within its vocabulary of {vocabulary} tokens")
+    return ids
+
+
+def _given(values: Mapping[str, Any], name: str, default: Any) -> Any:
+    return default if values.get(name) is None else values[name]
+
+
+def _positive(values: Mapping[str, Any], name: str) -> int:
+    value = values.get(name)
+    if not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"config.json must give {name} as a positive integer, got {value!r}")
+    return value

@@ -1,0 +1,169 @@
+"""Which models there are, by name. Torch-free.
+
+``models.yaml`` maps names to weights; :meth:`Registry.resolve` turns a name, a folder or a Hugging Face repository into
+a :class:`Checkpoint`. Only configuration, tokenizer, template and safetensors files are ever downloaded: no pickles,
+and no code that came with a model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmserve.checkpoint import Checkpoint, read_checkpoint, text_config
+from mmserve.errors import CheckpointError, ConfigError, ModelNotFound
+
+__all__ = ["Checkpoint", "ModelEntry", "Registry", "load_registry", "text_config"]
+
+DOWNLOADED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "merges.txt", "vocab.txt", "*.model")
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """One model of ``models.yaml``; that file's head explains the fields."""
+
+    name: str
+    family: str
+    weights: str
+    revision: str | None = None
+    dtype: str | None = None
+    template: str | None = None
+    limits: Mapping[str, int] = field(default_factory=dict)
+    licence: str = ""
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """The models known by name; ``folder`` is where the file they came from lies."""
+
+    entries: Mapping[str, ModelEntry]
+    folder: Path
+
+    def resolve(self, name_or_path: str, *, offline: bool = False) -> Checkpoint:
+        """The checkpoint of a model known by name, in a folder, or in a Hugging Face repository (``owner/name``).
+
+        A repository is downloaded on first use, unless ``offline`` or ``HF_HUB_OFFLINE=1`` allows only what is already
+        on this machine. Raises ``ModelNotFound`` for a name that means nothing here, ``CheckpointError`` for files that
+        are missing or damaged, and ``ConfigError`` for a model that is not served; each says what to do.
+        """
+        entry = self.entries.get(name_or_path)
+        if entry is None:
+            return read_checkpoint(self._find(name_or_path, None, offline), name=_plain_name(name_or_path))
+        checkpoint = read_checkpoint(
+            self._find(entry.weights, entry.revision, offline),
+            name=entry.name,
+            dtype=entry.dtype,
+            template=self._template(entry),
+            max_model_len=entry.limits.get("max_model_len"),
+            description=entry.description,
+            licence=entry.licence,
+        )
+        if checkpoint.family != entry.family:
+            raise ConfigError(f"models.yaml calls {entry.name} a {entry.family}, but its files say {checkpoint.family}")
+        return checkpoint
+
+    def _find(self, weights: str, revision: str | None, offline: bool) -> Path:
+        if weights.startswith("package:"):
+            return _packaged(weights.removeprefix("package:"))
+        path = Path(weights).expanduser()
+        if weights and path.is_dir():
+            return path
+        if _REPOSITORY.fullmatch(weights):
+            return _downloaded(weights, revision, offline)
+        known = ", ".join(self.entries) or "none"
+        raise ModelNotFound(
+            f"there is no model {weights!r}: give a name from models.yaml ({known}), a checkpoint folder, "
+            "or a Hugging Face repository as owner/name",
+            param="model",
+        )
+
+    def _template(self, entry: ModelEntry) -> str | None:
+        if entry.template is None:
+            return None
+        try:
+            return (self.folder / entry.template).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"the template of {entry.name} cannot be read: {error}") from None
+
+
+def load_registry(path: Path | None = None) -> Registry:
+    """The registry in ``path``; by default ``models.yaml`` inside the installed package, else at the repository's root.
+
+    Raises ``ConfigError`` where the file is missing, malformed, or has a field that is not known.
+    """
+    path = path or _default_file()
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must map model names to their settings")
+    return Registry({str(name): _entry(path, str(name), fields) for name, fields in content.items()}, path.parent)
+
+
+def _entry(path: Path, name: str, fields: Any) -> ModelEntry:
+    known = {each.name: each for each in dataclasses.fields(ModelEntry) if each.name != "name"}
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{path}: {name} must be a mapping with at least family and weights")
+    for wrong in fields.keys() - known.keys():
+        raise ConfigError(f"{path}: {name} has the unknown field {wrong!r}; known are {', '.join(known)}")
+    for needed in {"family", "weights"} - fields.keys():
+        raise ConfigError(f"{path}: {name} lacks {needed}")
+    limits = fields.get("limits", {})
+    if not isinstance(limits, dict) or limits.keys() - {"max_model_len"}:
+        raise ConfigError(f"{path}: the limits of {name} may hold max_model_len only, got {limits}")
+    return ModelEntry(name=name, **fields)
+
+
+def _default_file() -> Path:
+    package = Path(str(resources.files("mmserve")))
+    installed = package / "models.yaml"
+    return installed if installed.is_file() else package.parent / "models.yaml"
+
+
+def _packaged(name: str) -> Path:
+    path = Path(str(resources.files("mmserve"))) / name
+    if not path.is_dir():
+        raise CheckpointError(f"this build of mmserve carries no model under {name}: choose another with --model")
+    return path
+
+
+def _downloaded(repository: str, revision: str | None, offline: bool) -> Path:
+    # Imported here: it takes longer than the rest of this module, and a folder or packaged model never needs it.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        found = snapshot_download(
+            repository, revision=revision, allow_patterns=list(DOWNLOADED), local_files_only=offline
+        )
+    except LocalEntryNotFoundError:
+        raise CheckpointError(
+            f"{repository} is not on this machine and cannot be fetched: connect to the internet and try again, "
+            "or give the folder of a checkpoint you have"
+        ) from None
+    except RepositoryNotFoundError:
+        raise ModelNotFound(
+            f"there is no folder and no public Hugging Face repository {repository}: check the spelling, "
+            "or set HF_TOKEN if it is private",
+            param="model",
+        ) from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise CheckpointError(f"{repository} could not be fetched: {error}") from None
+    return Path(found)
+
+
+def _plain_name(name_or_path: str) -> str:
+    """The name that an unlisted model is served under: its folder's, or the repository's in full."""
+    path = Path(name_or_path).expanduser()
+    return path.resolve().name if path.is_dir() else name_or_path

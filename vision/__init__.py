@@ -1,0 +1,1 @@
+"""Picture bytes to content hash, pixels and embedding rows."""

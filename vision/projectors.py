@@ -1,0 +1,27 @@
+"""Projectors: from vision tower features to rows in the language model's embedding space."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class PatchMerger(nn.Module):
+    """Qwen2-VL's projector: each block of ``merge_size`` squared neighbouring patches becomes one row.
+
+    LayerNorm, the block's patches side by side, Linear, GELU, Linear (arXiv:2409.12191, 2.1; ``PatchMerger`` in
+    transformers' models/qwen2_vl/modeling_qwen2_vl.py).
+    """
+
+    def __init__(self, patch_dim: int, hidden_size: int, merge_size: int) -> None:
+        super().__init__()
+        self.block_dim = patch_dim * merge_size**2
+        self.norm = nn.LayerNorm(patch_dim, eps=1e-6)
+        self.fc1 = nn.Linear(self.block_dim, self.block_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(self.block_dim, hidden_size)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(patches, patch_dim), block by block -> (patches / merge_size squared, hidden_size)."""
+        rows: torch.Tensor = self.fc2(self.act(self.fc1(self.norm(features).view(-1, self.block_dim))))
+        return rows
