@@ -1,0 +1,1 @@
+"""GPU operations, each beside its torch reference. Imports torch and triton only."""

@@ -1,0 +1,1 @@
+"""The serving engine: a pure scheduler plans, the runner executes, the loop updates."""

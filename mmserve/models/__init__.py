@@ -1,0 +1,1 @@
+"""Decoders of the served families, one small file a family, and the weight loader."""

@@ -1,0 +1,172 @@
+"""Decoder layers that the families share: pre-norm, grouped-head attention over a paged cache, SwiGLU.
+
+Parameters are made on the meta device, without memory; ``mmserve.models.loader`` gives them theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.activation import silu_and_mul
+from kernels.attention import AttentionPlan, paged_attention
+from kernels.embedding import scatter_rows
+from kernels.kv import store_kv
+from kernels.norm import add_rms_norm, rms_norm
+from kernels.rope import apply_rope, mrope_axes, mrope_cos_sin, rope_inv_freq
+from mmserve.models.batch import ForwardBatch
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """The shape of a decoder. ``mrope_section`` sums to half of ``head_dim``; a single section is plain RoPE."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    mrope_section: tuple[int, ...]
+    qkv_bias: bool
+    tie_word_embeddings: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepTables:
+    """What every layer of one step shares: rotary tables, the new tokens' KV slots, and how they attend."""
+
+    cos: Tensor
+    sin: Tensor
+    slots: Tensor
+    attention: AttentionPlan
+
+
+class MergedLinear(nn.Linear):
+    """Several projections of one input as one matrix; ``parts`` gives their published names and widths, in order."""
+
+    def __init__(self, in_features: int, parts: Mapping[str, int], *, bias: bool) -> None:
+        super().__init__(in_features, sum(parts.values()), bias=bias, device="meta")
+        self.parts = dict(parts)
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm, fused with the residual addition before it where there is one."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size, device="meta"))
+        self.eps = eps
+
+    def forward(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The norm of ``x + residual``, and that sum; ``(T, C)`` each."""
+        if residual is None:
+            return rms_norm(x, self.weight, self.eps), x
+        return add_rms_norm(x, residual, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Rotary self-attention with grouped heads over the paged cache."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.scale = config.head_dim**-0.5
+        width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        parts = {"q_proj": width, "k_proj": kv_width, "v_proj": kv_width}
+        self.qkv_proj = MergedLinear(config.hidden_size, parts, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=False, device="meta")
+
+    def forward(self, x: Tensor, step: StepTables, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        """The heads' results ``(T, H * D)``, before ``o_proj``; writes the new tokens' keys and values."""
+        heads = self.qkv_proj(x).view(x.shape[0], -1, self.head_dim)
+        rotated = self.heads + self.kv_heads
+        qk = apply_rope(heads[:, :rotated], step.cos, step.sin)
+        store_kv(qk[:, self.heads :], heads[:, rotated:], k_cache, v_cache, step.slots)
+        out = paged_attention(qk[:, : self.heads], k_cache, v_cache, step.attention, self.scale)
+        return out.reshape(x.shape[0], -1)
+
+
+class MLP(nn.Module):
+    """SwiGLU feed-forward."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        width = config.intermediate_size
+        self.gate_up_proj = MergedLinear(config.hidden_size, {"gate_proj": width, "up_proj": width}, bias=False)
+        self.down_proj = nn.Linear(width, config.hidden_size, bias=False, device="meta")
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(silu_and_mul(self.gate_up_proj(x)))
+        return out
+
+
+class DecoderLayer(nn.Module):
+    """Attention and feed-forward, each behind a norm and added to the residual stream."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        step: StepTables,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        rows: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The layer's last addend and the stream before it; what follows adds them.
+
+        With ``rows``, int64 ``(B,)``, only these tokens go on after attention: all that is needed of a last layer.
+        """
+        normed, residual = self.input_layernorm(x, residual)
+        attended = self.self_attn(normed, step, k_cache, v_cache)
+        if rows is not None:
+            attended, residual = attended.index_select(0, rows), residual.index_select(0, rows)
+        normed, residual = self.post_attention_layernorm(self.self_attn.o_proj(attended), residual)
+        return self.mlp(normed), residual
+
+
+class DecoderStack(nn.Module):
+    """Embedding, layers, norm and LM head: a ``mmserve.models.batch.Decoder``."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.num_layers, self.num_kv_heads, self.head_dim = config.num_layers, config.num_kv_heads, config.head_dim
+        self.hidden_size, self.vocab_size = config.hidden_size, config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, device="meta")
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = None
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device="meta")
+        self.register_buffer("inv_freq", rope_inv_freq(config.head_dim, config.rope_theta), persistent=False)
+        self.register_buffer("rope_axes", mrope_axes(config.mrope_section), persistent=False)
+        self.inv_freq: Tensor
+        self.rope_axes: Tensor
+
+    def forward(self, batch: ForwardBatch, k_caches: list[Tensor], v_caches: list[Tensor]) -> Tensor:
+        x = self.embed_tokens(batch.input_ids)
+        if batch.picture_rows is not None and batch.picture_index is not None:
+            x = scatter_rows(x, batch.picture_rows, batch.picture_index)
+        cos, sin = mrope_cos_sin(batch.positions, self.inv_freq, self.rope_axes, x.dtype)
+        step = StepTables(cos, sin, batch.slots, batch.attention)
+        residual = None
+        last = self.num_layers - 1
+        for i, (layer, k_cache, v_cache) in enumerate(zip(self.layers, k_caches, v_caches, strict=True)):
+            x, residual = layer(x, residual, step, k_cache, v_cache, batch.logits_index if i == last else None)
+        x, _ = self.norm(x, residual)
+        head = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        return F.linear(x, head).float()

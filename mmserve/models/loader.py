@@ -1,0 +1,122 @@
+"""Filling a model's parameters from the safetensors files of a Hugging Face checkpoint, tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from mmserve.errors import CheckpointError
+from mmserve.models.layers import MergedLinear
+
+Rename = Callable[[str], str | None]
+"""A published tensor's name -> its name among :func:`destinations`, or ``None`` where it is not the module's."""
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def load_weights(
+    module: nn.Module, checkpoint: Path, rename: Rename, *, dtype: torch.dtype, device: torch.device | str
+) -> None:
+    """Give every parameter of ``module`` memory of ``dtype`` on ``device`` and the checkpoint's value.
+
+    One tensor at a time is held besides the parameters. Buffers move to ``device`` and keep their dtype; the module
+    ends in evaluation mode. Raises ``CheckpointError``, which names tensor and file, where a tensor is missing, has
+    no place in the module though ``rename`` gives it one, is of another shape, or is quantised, and
+    where a file is missing or damaged.
+    """
+    materialise(module, dtype=dtype, device=device)
+    missing = destinations(module)
+    places = dict(missing)
+    for file in weight_files(checkpoint):
+        with _opened(file) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (a safetensors file is not a mapping)
+                target = rename(name)
+                if target is None:
+                    continue
+                _check(tensors.get_slice(name), name, file, places.get(target))
+                if missing.pop(target, None) is None:
+                    raise CheckpointError(f"tensor {name} in {file} is there a second time under another name or file")
+                places[target].copy_(tensors.get_tensor(name))
+    if missing:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(f"the weights in {checkpoint} lack {min(missing)}{others}, which config.json asks for")
+
+
+def materialise(module: nn.Module, *, dtype: torch.dtype, device: torch.device | str) -> None:
+    """Give ``module``'s parameters uninitialised memory of ``dtype`` on ``device``, and move its buffers there."""
+    for child in module.modules():
+        for name, parameter in list(child.named_parameters(recurse=False)):
+            memory = torch.empty(parameter.shape, dtype=dtype, device=device)
+            setattr(child, name, nn.Parameter(memory, requires_grad=False))
+        for name, buffer in list(child.named_buffers(recurse=False)):
+            setattr(child, name, buffer.to(device))
+    module.eval()
+
+
+def destinations(module: nn.Module) -> dict[str, Tensor]:
+    """The tensor to fill for each name: a parameter, or a part of a merged one under the part's published name."""
+    places: dict[str, Tensor] = {}
+    for owner, child in module.named_modules():
+        for name, parameter in child.named_parameters(recurse=False):
+            if isinstance(child, MergedLinear):
+                siblings = owner.rpartition(".")[0]
+                pieces = parameter.split(list(child.parts.values()))
+                for part, piece in zip(child.parts, pieces, strict=True):
+                    places[".".join(filter(None, (siblings, part, name)))] = piece
+            else:
+                places[".".join(filter(None, (owner, name)))] = parameter
+    return places
+
+
+def weight_files(checkpoint: Path) -> list[Path]:
+    """A checkpoint directory's safetensors files, each once; raises ``CheckpointError`` where one is missing."""
+    single = checkpoint / SINGLE_FILE
+    if single.is_file():
+        return [single]
+    index = checkpoint / INDEX_FILE
+    if not index.is_file():
+        raise CheckpointError(f"{checkpoint} has neither {SINGLE_FILE} nor {INDEX_FILE}; only safetensors are loaded")
+    names = _shards(index)
+    for name in names:
+        # A shard lies beside its index; a name with a directory in it could reach any file of the machine.
+        if Path(name).name != name or not (checkpoint / name).is_file():
+            raise CheckpointError(f"{index} names {name}, which is not a file in that directory; download it again")
+    return [checkpoint / name for name in names]
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        files = json.loads(index.read_bytes())["weight_map"].values()
+        return sorted({str(name) for name in files})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not a safetensors index ({error!r}); download it again") from error
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt", device="cpu") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is damaged or truncated ({error}); download it again") from error
+
+
+def _check(found: Any, name: str, file: Path, place: Tensor | None) -> None:
+    if place is None:
+        raise CheckpointError(f"tensor {name} in {file} has no place in the model that config.json describes")
+    shape, wanted = list(found.get_shape()), list(place.shape)
+    if shape != wanted:
+        raise CheckpointError(f"tensor {name} in {file} has shape {shape}, but config.json asks for {wanted}")
+    if found.get_dtype() not in _FLOATS:
+        kinds = ", ".join(_FLOATS)
+        raise CheckpointError(f"tensor {name} in {file} is of type {found.get_dtype()}; only {kinds} can be loaded")
