@@ -1,0 +1,34 @@
+"""Putting an engine together from a checkpoint."""
+
+from __future__ import annotations
+
+from mmserve.checkpoint import Checkpoint
+from mmserve.config import EngineConfig
+from mmserve.engine.engine import Engine
+from mmserve.engine.output import OutputStream
+from mmserve.engine.runner import build_runner
+from mmserve.engine.sequence import Sequence
+from mmserve.prompt import TokenTable, mrope_positions
+from mmserve.types import IntArray, Prompt
+
+
+def build_engine(checkpoint: Checkpoint, config: EngineConfig) -> Engine:
+    """Load the model onto the device. Raises ``ConfigError`` and ``CheckpointError`` with one clear sentence."""
+    table = TokenTable.load(checkpoint.path)
+    merge_size = int(checkpoint.vision_config.get("spatial_merge_size", 2))
+    eos_ids = frozenset(checkpoint.eos_token_ids)
+
+    def positions(prompt: Prompt) -> tuple[IntArray, int]:
+        return mrope_positions(prompt, merge_size)
+
+    def new_stream(seq: Sequence) -> OutputStream:
+        return OutputStream(seq, table, eos_ids)
+
+    return Engine(
+        build_runner(checkpoint, config),
+        config,
+        positions=positions,
+        new_stream=new_stream,
+        eos_ids=checkpoint.eos_token_ids,
+        max_model_len=checkpoint.max_model_len,
+    )

@@ -1,0 +1,34 @@
+"""Counters of the engine, by the names under which they are reported."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since start. Tokens are counted when a request is first admitted (prompt) or a token is chosen."""
+
+    requests_added: int = 0
+    requests_finished: int = 0
+    requests_failed: int = 0
+    requests_aborted: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    cached_system_tokens: int = 0
+    cached_picture_tokens: int = 0
+    cached_history_tokens: int = 0
+    prefilled_tokens: int = 0
+    generated_tokens: int = 0
+    pictures: int = 0
+    pictures_reused: int = 0
+    pictures_decoded: int = 0
+    pictures_encoded: int = 0
+    preemptions: int = 0
+    tier_saved_tokens: int = 0
+    tier_fetched_tokens: int = 0
+    tier_damaged: int = 0
+    steps: int = 0
+
+    def snapshot(self) -> dict[str, float]:
+        return {name: float(value) for name, value in asdict(self).items()}

@@ -1,0 +1,239 @@
+"""Runner: the only owner of the device. Executes plans; decides nothing.
+
+Owns the weights, the KV cache's memory, prepared pixels and embedding rows (keyed by content, forgotten when the plan
+says so). Torch backend: plain ops, no graphs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kernels.attention import plan_attention
+from mmserve.cache.host import FileStore, HostStore, PinnedStore
+from mmserve.cache.kv import KVCache
+from mmserve.checkpoint import Checkpoint
+from mmserve.config import EngineConfig
+from mmserve.engine.plan import Chunk, SchedulerOutput
+from mmserve.engine.sampler import RowLogprobs, sample
+from mmserve.errors import ConfigError
+from mmserve.models.batch import Decoder, ForwardBatch
+from mmserve.models.families import build_model
+from mmserve.types import ContentHash, Grid, IntArray, Picture
+from vision.decode import decode
+from vision.geometry import QwenGeometry
+from vision.pixels import QwenPixels
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pixels:
+    """A picture ready for the encoder: ``patches`` float32 ``(t*h*w, channels*time*patch*patch)`` on the host."""
+
+    patches: Tensor
+    grid: Grid
+
+
+class PixelProcessor(Protocol):
+    """An RGB picture to float32 patches ``(t*h*w, values)`` and their grid; thread safe."""
+
+    def __call__(self, image: Image.Image) -> tuple[Tensor, Grid]: ...
+
+
+class Encoder(Protocol):
+    """Patches of several pictures to one tensor ``(rows, hidden_size)`` each."""
+
+    def encode(self, pixel_values: Tensor, grids: Sequence[Grid]) -> list[Tensor]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOutput:
+    """What a step chose, by sequence: the token, and its log-probabilities where they were asked for.
+
+    ``damaged`` are the sequences for which the second tier could not give back what it should hold.
+    """
+
+    tokens: dict[str, int]
+    logprobs: dict[str, RowLogprobs | None]
+    damaged: frozenset[str] = frozenset()
+
+
+class Runner:
+    """One model on one device. ``execute`` belongs to the engine's thread; ``prepare`` may run in any."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        encoder: Encoder,
+        pixels: PixelProcessor,
+        kv: KVCache,
+        device: torch.device,
+        tier: tuple[HostStore, int] | None = None,
+    ) -> None:
+        self._decoder = decoder
+        self._encoder = encoder
+        self._processor = pixels
+        self._kv = kv
+        self._device = device
+        self._store: HostStore | None = tier[0] if tier else None
+        self.tier_slots = tier[1] if tier else 0
+        self._dtype = kv.keys[0].dtype
+        self._pixels: dict[ContentHash, Pixels] = {}
+        self._rows: dict[ContentHash, Tensor] = {}
+
+    @property
+    def num_slots(self) -> int:
+        return len(self._kv.keys[0])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one embedding row."""
+        return self._decoder.hidden_size * self._dtype.itemsize
+
+    def prepare(self, picture: Picture) -> Pixels:
+        """Decode a picture and cut it in patches. Thread safe. Raises ``PictureError``."""
+        return Pixels(*self._processor(decode(picture.data, picture.header)))
+
+    def put_pixels(self, content: ContentHash, pixels: Pixels) -> None:
+        self._pixels[content] = pixels
+
+    @torch.inference_mode()
+    def execute(self, plan: SchedulerOutput) -> RunnerOutput:
+        damaged = self._move(plan)
+        for content in plan.forget:
+            self._rows.pop(content, None)
+            self._pixels.pop(content, None)
+        if plan.encode:
+            self._encode(plan.encode)
+        chunks = plan.chunks
+        if not chunks:
+            return RunnerOutput({}, {}, damaged)
+        logits = self._decoder.forward(self._batch(chunks), self._kv.keys, self._kv.values)
+        choosing = [chunk for chunk in chunks if chunk.row is not None]
+        if not choosing:
+            return RunnerOutput({}, {}, damaged)
+        sampled = sample(logits, [chunk.row for chunk in choosing if chunk.row is not None])
+        ids = [chunk.sequence_id for chunk in choosing]
+        return RunnerOutput(
+            dict(zip(ids, sampled.token_ids, strict=True)), dict(zip(ids, sampled.logprobs, strict=True)), damaged
+        )
+
+    def close(self) -> None:
+        if self._store is not None:
+            self._store.close()
+
+    def _move(self, plan: SchedulerOutput) -> frozenset[str]:
+        """Copies between the tiers, saves first; returns the sequences whose fetch failed."""
+        if self._store is None:
+            return frozenset()
+        for copy in plan.save:
+            self._store.save(self._kv, copy.source, copy.target)
+        return frozenset(
+            sequence_id for sequence_id, copy in plan.fetch if not self._store.load(self._kv, copy.source, copy.target)
+        )
+
+    def _encode(self, contents: Sequence[ContentHash]) -> None:
+        pixels = [self._pixels.pop(content) for content in contents]
+        patches = torch.cat([p.patches for p in pixels])
+        rows = self._encoder.encode(patches, [p.grid for p in pixels])
+        self._rows.update(zip(contents, rows, strict=True))
+
+    def _batch(self, chunks: Sequence[Chunk]) -> ForwardBatch:
+        lengths = [len(chunk.token_ids) for chunk in chunks]
+        ends = np.cumsum(lengths, dtype=np.int64)
+        wanted = [int(end) - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.row is not None]
+        new_slots = np.concatenate([chunk.slots[chunk.start :] for chunk in chunks])
+        slots = [torch.from_numpy(chunk.slots) for chunk in chunks]
+        rows, index = self._picture_rows(chunks, (ends - lengths).tolist())
+        return ForwardBatch(
+            input_ids=self._tensor(np.concatenate([chunk.token_ids for chunk in chunks])),
+            positions=self._tensor(np.concatenate([chunk.positions for chunk in chunks], axis=1)),
+            slots=self._tensor(new_slots),
+            attention=plan_attention(slots, lengths, self._device, self._dtype),
+            logits_index=self._tensor(np.asarray(wanted, dtype=np.int64)),
+            picture_rows=rows,
+            picture_index=index,
+        )
+
+    def _picture_rows(self, chunks: Sequence[Chunk], starts: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
+        rows, index = [], []
+        for chunk, start in zip(chunks, starts, strict=True):
+            for piece in chunk.pictures:
+                rows.append(self._rows[piece.content][piece.first_row : piece.first_row + piece.count])
+                index.append(np.arange(start + piece.at, start + piece.at + piece.count))
+        if not rows:
+            return None, None
+        return torch.cat(rows), self._tensor(np.concatenate(index))
+
+    def _tensor(self, array: IntArray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+
+def build_runner(checkpoint: Checkpoint, config: EngineConfig) -> Runner:
+    """Load a checkpoint onto the device and size the KV cache. Raises ``ConfigError`` and ``CheckpointError``."""
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device, checkpoint.dtype)
+    decoder, encoder = build_model(checkpoint, dtype=dtype, device=device)
+    slots = count_slots(decoder, config, dtype, device, checkpoint.max_model_len)
+    kv = KVCache(decoder.num_layers, slots, decoder.num_kv_heads, decoder.head_dim, dtype, device)
+    pixels = QwenPixels(checkpoint.path, QwenGeometry.from_configs(checkpoint.vision_config, checkpoint.processor))
+    return Runner(decoder, encoder, pixels, kv, device, _second_tier(config, kv))
+
+
+def _second_tier(config: EngineConfig, kv: KVCache) -> tuple[HostStore, int] | None:
+    layers, _, kv_heads, head_dim = kv.slot_shape
+    slots = config.tier_bytes // KVCache.bytes_per_slot(layers, kv_heads, head_dim, kv.keys[0].dtype)
+    if not slots:
+        return None
+    if kv.keys[0].is_cuda:
+        return PinnedStore(kv, slots), slots
+    return FileStore(kv, slots, Path(config.tier_folder) if config.tier_folder else None), slots
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"there is no device {name!r}; use cpu, cuda or cuda:N", param="device") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda was asked for, but torch sees no CUDA device; use --device cpu", param="device")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device, stored: str) -> torch.dtype:
+    """``auto`` is float32 on a CPU, where smaller types are slow, and the ``stored`` weights' own on a GPU."""
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else stored
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ConfigError(f"dtype must be auto, float32, bfloat16 or float16, not {name!r}", param="dtype")
+    return dtype
+
+
+def count_slots(
+    decoder: Decoder, config: EngineConfig, dtype: torch.dtype, device: torch.device, max_model_len: int
+) -> int:
+    """KV slots that fit the configured memory, at most what ``max_running`` full contexts can use."""
+    if config.kv_slots is not None:
+        return config.kv_slots
+    per_slot = KVCache.bytes_per_slot(decoder.num_layers, decoder.num_kv_heads, decoder.head_dim, dtype)
+    if device.type == "cpu":
+        room = min(config.kv_bytes, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") // 2)
+    else:
+        free, _ = torch.cuda.mem_get_info(device)
+        room = int(free * config.memory_fraction)
+    slots = min(room // per_slot, config.max_running * max_model_len)
+    if slots < 256:
+        raise ConfigError(
+            f"only {slots} tokens of keys and values fit in the memory left; give more memory or a smaller model"
+        )
+    return int(slots)

@@ -1,0 +1,177 @@
+"""Sequence: the mutable state of one request, the scheduler's alone."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+import numpy as np
+
+from mmserve.cache.key import Spans, build_key, first_rows, picture_spans
+from mmserve.cache.radix import Handle
+from mmserve.cache.tier import Loan
+from mmserve.engine.plan import Chunk, PictureSlice, SamplingRow
+from mmserve.types import ContentHash, IntArray, Request
+
+
+class Phase(Enum):
+    WAITING = auto()
+    RUNNING = auto()
+    ENDED = auto()
+
+
+class Sequence:
+    """One request on its way.
+
+    Positions ``< computed`` have keys and values in ``slots``; of these the first ``handle.length`` belong to the tree
+    and the others, up to ``reserved``, to this sequence. ``wanted`` are pictures whose rows are being made for
+    it, ``held`` those whose rows it keeps in the encoder cache. ``loan`` is what a step is fetching for it from the
+    second tier.
+    """
+
+    def __init__(
+        self, request: Request, numbers: tuple[int, ...], positions: IntArray, next_position: int, arrival: int
+    ) -> None:
+        self.request = request
+        self.numbers = numbers
+        self.arrival = arrival
+        self.seed = request.sampling.seed or 0
+        self.spans: Spans = picture_spans(request.prompt.ranges, numbers)
+        self.phase = Phase.WAITING
+        self.handle: Handle | None = None
+        self.computed = 0
+        self.reserved = 0
+        self.outputs: list[int] = []
+        self.wanted: set[ContentHash] = set()
+        self.held: set[ContentHash] = set()
+        self.started: set[ContentHash] = set()
+        self.blocked_by: tuple[Sequence, int] | None = None
+        self.loan: Loan | None = None
+        self.looked_up = False
+        self.cached_tokens: int | None = None
+        self.cached_pictures = 0
+        self._positions = positions
+        self._next_position = next_position
+        self._first_rows = first_rows(request.prompt.ranges)
+        self._key = build_key(request.prompt, numbers)
+        self._ids = request.prompt.token_ids
+        self._slots: IntArray = np.empty(0, dtype=np.int64)
+        self._length = len(self._key)
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+    @property
+    def salt(self) -> str:
+        return self.request.cache_salt
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.request.prompt)
+
+    def __len__(self) -> int:
+        """Known tokens: the prompt's and those generated so far."""
+        return self._length
+
+    @property
+    def pending(self) -> int:
+        return self._length - self.computed
+
+    @property
+    def in_prefill(self) -> bool:
+        """Whether more than a decode's one token is still to be computed before the next sample."""
+        return self.pending > 1 or not self.outputs
+
+    @property
+    def key(self) -> IntArray:
+        return self._key[: self._length]
+
+    @property
+    def slots(self) -> IntArray:
+        return self._slots[: self.reserved]
+
+    def append(self, token: int) -> None:
+        """Add a generated token, whose keys and values are not computed yet."""
+        if self._length == len(self._key):
+            self._key = _grown(self._key)
+            self._ids = _grown(self._ids)
+        self._key[self._length] = token
+        self._ids[self._length] = token
+        self._length += 1
+        self.outputs.append(token)
+
+    def reserve(self, slots: IntArray) -> None:
+        """Slots for the tokens behind the reserved ones; they are this sequence's."""
+        stop = self.reserved + len(slots)
+        self._make_room(stop)
+        self._slots[self.reserved : stop] = slots
+        self.reserved = stop
+
+    def adopt(self, prefix: IntArray) -> None:
+        """Use the tree's slots for the handle's prefix."""
+        self._make_room(len(prefix))
+        self._slots[: len(prefix)] = prefix
+        self.reserved = max(self.reserved, len(prefix))
+        self.computed = max(self.computed, len(prefix))
+
+    def own_slots(self) -> IntArray:
+        assert self.handle is not None
+        return self._slots[self.handle.length : self.reserved].copy()
+
+    def drop_slots(self) -> None:
+        self.handle = None
+        self.computed = self.reserved = 0
+        self._slots = np.empty(0, dtype=np.int64)
+
+    def _make_room(self, length: int) -> None:
+        if length > len(self._slots):
+            wider: IntArray = np.empty(max(length, len(self._key)) + 64, dtype=np.int64)
+            wider[: self.reserved] = self._slots[: self.reserved]
+            self._slots = wider
+
+    def pictures_from(self, position: int) -> list[int]:
+        """Indices of the prompt's pictures with a row at or behind ``position``, in order, each once."""
+        found = {r.picture: None for r in self.request.prompt.ranges if r.end > position}
+        return list(found)
+
+    def chunk(self, tokens: int, banned: tuple[int, ...]) -> Chunk:
+        """The next ``tokens`` tokens as work; their slots must be reserved."""
+        start, stop = self.computed, self.computed + tokens
+        assert stop <= self.reserved
+        row = None
+        if stop == self._length:
+            row = SamplingRow(
+                self.request.sampling, self.seed, stop, self._ids[: self.prompt_length], self.outputs, banned
+            )
+        return Chunk(
+            sequence_id=self.id,
+            start=start,
+            token_ids=self._ids[start:stop],
+            positions=self._positions_of(start, stop),
+            slots=self._slots[:stop],
+            pictures=tuple(self._slices(start, stop)) if start < self.prompt_length else (),
+            row=row,
+        )
+
+    def _positions_of(self, start: int, stop: int) -> IntArray:
+        prompt = self._positions[:, start:stop]
+        if stop <= self.prompt_length:
+            return prompt
+        behind = np.arange(max(start, self.prompt_length), stop, dtype=np.int64) - self.prompt_length
+        generated = np.broadcast_to(behind + self._next_position, (len(self._positions), len(behind)))
+        return np.concatenate([prompt, generated], axis=1) if prompt.shape[1] else generated
+
+    def _slices(self, start: int, stop: int) -> list[PictureSlice]:
+        slices = []
+        for (low, high, picture), first in zip(self.request.prompt.ranges, self._first_rows, strict=True):
+            begin, end = max(low, start), min(high, stop)
+            if begin < end:
+                content = self.request.prompt.pictures[picture].content
+                slices.append(PictureSlice(content, first + begin - low, end - begin, begin - start))
+        return slices
+
+
+def _grown(array: IntArray) -> IntArray:
+    grown: IntArray = np.empty(max(64, 2 * len(array)), dtype=np.int64)
+    grown[: len(array)] = array
+    return grown
