@@ -1,0 +1,38 @@
+"""The Python client: ``Client`` and ``AsyncClient`` over HTTP. Imports no torch.
+
+::
+
+    from mmserve import Client
+
+    with Client() as client:
+        print(client.ask("cat.jpg", "What is this?"))
+
+One implementation is under both: ``calls`` builds requests and reads replies, ``flow`` decides what is sent
+again, ``stream`` and ``sse`` read streamed answers, and none of them touches a socket. ``sync`` and ``aio``
+carry out what they decide.
+"""
+
+from __future__ import annotations
+
+from mmserve.client.aio import AsyncClient
+from mmserve.client.answer import Answer, CaptionResult, PictureInfo, Timing
+from mmserve.client.calls import DEFAULT_CAPTION_PROMPT, Options
+from mmserve.client.pictures import PictureLike
+from mmserve.client.refusals import about_picture
+from mmserve.client.stream import AnswerStream, AsyncAnswerStream
+from mmserve.client.sync import Client
+
+__all__ = [
+    "DEFAULT_CAPTION_PROMPT",
+    "Answer",
+    "AnswerStream",
+    "AsyncAnswerStream",
+    "AsyncClient",
+    "CaptionResult",
+    "Client",
+    "Options",
+    "PictureInfo",
+    "PictureLike",
+    "Timing",
+    "about_picture",
+]

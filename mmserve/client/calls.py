@@ -1,0 +1,175 @@
+"""Requests to the server as plain values, and how the reply to each is read. No I/O but reading pictures."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypedDict, TypeVar
+
+import httpx
+
+from mmserve.client.answer import Answer, answer_from_chat, answer_from_vqa
+from mmserve.client.pictures import PictureFile, PictureLike, read_picture, read_pictures
+from mmserve.client.refusals import NOT_OURS, not_an_answer
+from mmserve.errors import InvalidField
+
+T = TypeVar("T")
+
+DEFAULT_CAPTION_PROMPT = "Describe this picture in one sentence."
+
+
+class Options(TypedDict, total=False):
+    """What may be said about how an answer is made; the server's defaults hold for what is left out or None.
+
+    ``temperature=0`` is greedy. ``logprobs`` asks for the log-probability of each token and ``top_logprobs`` for
+    that many alternatives. Requests of different ``cache_salt`` share nothing in the caches.
+    """
+
+    max_tokens: int | None
+    min_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    ignore_eos: bool | None
+    logprobs: bool | None
+    top_logprobs: int | None
+    cache_salt: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request, and how its reply is read.
+
+    ``body`` holds the keyword arguments of ``httpx.Client.build_request`` for it. ``parse`` raises one of
+    ``refusals.NOT_OURS`` when the reply is not what this call expects.
+    """
+
+    method: str
+    path: str
+    parse: Callable[[httpx.Response], T]
+    body: Mapping[str, Any]
+    streamed: bool = False
+
+    def read(self, response: httpx.Response) -> T:
+        """The value in a complete 2xx reply; raises MMServeError when it is something else."""
+        try:
+            return self.parse(response)
+        except NOT_OURS as error:
+            raise not_an_answer(response.request.url) from error
+
+
+def ask(
+    pictures: PictureLike | Sequence[PictureLike],
+    question: str,
+    *,
+    system: str | None,
+    model: str | None,
+    options: Options,
+) -> Call[Answer]:
+    body = _vqa_body(read_pictures(pictures), {"question": question, "system": system, "model": model}, options)
+    return Call("POST", "/v1/vqa", lambda response: answer_from_vqa(response.json()), body)
+
+
+def stream(
+    pictures: PictureLike | Sequence[PictureLike],
+    question: str,
+    *,
+    system: str | None,
+    model: str | None,
+    options: Options,
+) -> Call[None]:
+    """Like :func:`ask`, with the reply streamed; ``mmserve.client.stream`` reads it."""
+    fields = {"question": question, "system": system, "model": model, "stream": True}
+    return Call("POST", "/v1/vqa", _check_event_stream, _vqa_body(read_pictures(pictures), fields, options), True)
+
+
+def chat(messages: Iterable[Mapping[str, Any]], *, model: str | None, options: Options) -> Call[Answer]:
+    """``content`` of a message is text, a picture, or a list that mixes both.
+
+    In a list a ``str`` is text, a dict is a part of the OpenAI form and goes as it is, and anything else is a picture
+    (so a picture's path must be a ``Path``).
+    """
+    body = {"model": model, "messages": [_message(message) for message in messages], **_checked(options)}
+    present = {name: value for name, value in body.items() if value is not None}
+    return Call("POST", "/v1/chat/completions", lambda response: answer_from_chat(response.json()), {"json": present})
+
+
+def models() -> Call[list[str]]:
+    return Call("GET", "/v1/models", lambda response: [model["id"] for model in response.json()["data"]], {})
+
+
+def health(timeout: float | None = None) -> Call[dict[str, Any]]:
+    return Call("GET", "/health", _read_health, {} if timeout is None else {"timeout": timeout})
+
+
+def check_concurrency(concurrency: int) -> None:
+    """Raises InvalidField unless at least one request may run."""
+    if concurrency < 1:
+        raise InvalidField(f"concurrency must be at least 1, got {concurrency}", param="concurrency")
+
+
+def _vqa_body(files: tuple[PictureFile, ...], fields: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    given = {**fields, **_checked(options)}
+    return {
+        "files": [("image", (file.name, file.data, file.media_type)) for file in files],
+        "data": {name: _form_value(value) for name, value in given.items() if value is not None},
+    }
+
+
+def _checked(options: Options) -> dict[str, Any]:
+    """The options, after what Python does for named parameters: refuse names that do not exist."""
+    for name in options:
+        if name not in Options.__annotations__:
+            known = ", ".join(sorted(Options.__annotations__))
+            raise TypeError(f"{name!r} is not an option; there are: {known}")
+    return dict(options)
+
+
+def _form_value(value: object) -> str | list[str]:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Iterable):
+        return [str(item) for item in value]
+    return str(value)
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    if content is None or isinstance(content, str):
+        return dict(message)
+    parts = content if isinstance(content, (list, tuple)) else [content]
+    return {**message, "content": [_part(part) for part in parts]}
+
+
+def _part(part: str | Mapping[str, Any] | PictureLike) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if isinstance(part, Mapping):
+        return dict(part)
+    file = read_picture(part)
+    data = base64.b64encode(file.data).decode("ascii")
+    return {"type": "image_url", "image_url": {"url": f"data:{file.media_type};base64,{data}"}}
+
+
+def _read_health(response: httpx.Response) -> dict[str, Any]:
+    if not response.content.strip():
+        return {}
+    report = json.loads(response.content)
+    if not isinstance(report, dict):
+        raise TypeError("a health report is an object")
+    return report
+
+
+def _check_event_stream(response: httpx.Response) -> None:
+    if response.headers.get("content-type", "").partition(";")[0].strip().lower() != "text/event-stream":
+        raise ValueError("not an event stream")
