@@ -1,0 +1,73 @@
+"""The unmodified OpenAI client, over a socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from mmserve.errors import MMServeError, QueueFull
+from mmserve.types import TokenEvent
+from tests.web.fakes import FakeEngine, FakePrompts
+from tests.web.test_chat import picture, text, user
+
+
+@pytest.fixture
+def openai_client(live: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{live}/v1", api_key="none", max_retries=0, timeout=10) as client:
+        yield client
+
+
+CONVERSATION: list[Any] = [
+    {"role": "system", "content": "Be brief."},
+    user(picture(), picture(), text("Which is red?")),
+    {"role": "assistant", "content": "Both."},
+    user(text("Sure?")),
+]
+
+
+def test_openai_client(openai_client: openai.OpenAI, prompts: FakePrompts) -> None:
+    answer = openai_client.chat.completions.create(
+        model="pocket-vl", messages=CONVERSATION, n=2, logprobs=True, extra_body={"top_k": 3}
+    )
+    assert [choice.message.content for choice in answer.choices] == ["It is a cat."] * 2
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens_details is not None
+    assert answer.usage.prompt_tokens_details.cached_tokens == 2
+    assert [len(message.parts) for message in prompts.built[0]] == [1, 3, 1, 1]
+
+
+def test_openai_client_streams(openai_client: openai.OpenAI) -> None:
+    chunks = list(
+        openai_client.chat.completions.create(
+            model="pocket-vl", messages=CONVERSATION, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "It is a cat."
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 3
+
+
+def test_openai_client_gets_its_own_error_classes(openai_client: openai.OpenAI, engine: FakeEngine) -> None:
+    def ask(**fields: Any) -> object:
+        answer = openai_client.chat.completions.create(**{"model": "pocket-vl", "messages": CONVERSATION} | fields)
+        return list(answer) if fields.get("stream") else answer
+
+    with pytest.raises(openai.BadRequestError) as bad:
+        ask(temperature=-1)
+    assert bad.value.param == "temperature"
+    with pytest.raises(openai.NotFoundError, match="pocket-vl"):
+        ask(model="other")
+    engine.script = lambda _: [QueueFull("full")]
+    with pytest.raises(openai.RateLimitError, match="full"):
+        ask(stream=True)
+    engine.script = lambda request: [TokenEvent(request.id, text="x"), MMServeError("the device failed")]
+    with pytest.raises(openai.APIError, match="the device failed"):
+        ask(stream=True)
+
+
+def test_openai_client_lists_models(openai_client: openai.OpenAI) -> None:
+    assert [model.id for model in openai_client.models.list()] == ["pocket-vl"]
+    assert openai_client.models.retrieve("pocket-vl").model_dump()["max_model_len"] == 512

@@ -1,0 +1,1 @@
+"""The HTTP service: routes, request schemas, uploads, streaming and the page."""

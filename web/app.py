@@ -1,0 +1,31 @@
+"""The HTTP application, composed from a :class:`~web.service.Service`."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from mmserve import __version__
+from web.errors import install_error_handlers
+from web.middleware import Guard
+from web.routes.chat import chat_router
+from web.routes.health import health_router
+from web.routes.models import models_router
+from web.routes.page import add_page
+from web.routes.vqa import vqa_router
+from web.service import Service
+
+
+def create_app(service: Service) -> FastAPI:
+    """The application; holds no state but ``service`` and the names of unknown fields that were logged.
+
+    FastAPI's documentation pages load their scripts from elsewhere, so they are off; ``/openapi.json`` is on.
+    """
+    app = FastAPI(title="mmserve", version=__version__, docs_url=None, redoc_url=None)
+    app.add_middleware(Guard)
+    install_error_handlers(app)
+    app.include_router(vqa_router(service))
+    app.include_router(chat_router(service))
+    app.include_router(models_router(service))
+    app.include_router(health_router(service, __version__))
+    add_page(app, service)
+    return app

@@ -1,0 +1,65 @@
+"""What every response gets: a request id, security headers, and an answer even where the code has a fault."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Mapping
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from web.errors import error_response, internal_error
+
+logger = logging.getLogger(__name__)
+
+_HEADERS: Mapping[str, str] = {
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
+        "frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def request_id(request: Request) -> str:
+    """The id that :class:`Guard` gave this request: 32 hexadecimal digits."""
+    value = request.scope["state"]["request_id"]
+    assert isinstance(value, str)
+    return value
+
+
+class Guard:
+    """ASGI middleware. An exception that no handler took becomes a 500 that hides it; the log has it under the id."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        identity = uuid.uuid4().hex
+        scope["state"] = {**scope.get("state", {}), "request_id": identity}
+        started = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = identity
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception:
+            logger.exception("request %s failed: %s %s", identity, scope["method"], scope["path"])
+            if started:
+                raise  # the status is gone; the server closes the connection so that the break is seen
+            await error_response(internal_error(identity))(scope, receive, send_with_headers)

@@ -1,0 +1,42 @@
+"""Whether the server can answer, and what it is doing."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse, Response
+
+from web.service import Service
+
+
+def health_router(service: Service, version: str) -> APIRouter:
+    router = APIRouter(tags=["mmserve"])
+
+    @router.head("/health", include_in_schema=False, response_model=None)
+    @router.get("/health", response_model=None)
+    async def health() -> Response:
+        """200 when questions can be answered; 503 while the model loads, and when its engine has ended."""
+        if service.engine.ready:
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "unavailable"}, 503, {"Retry-After": "5"})
+
+    @router.get("/server_info")
+    async def server_info() -> dict[str, Any]:
+        """Version, model, limits, and the engine's counters and gauges."""
+        return {
+            "version": version,
+            "model": service.model.name,
+            "max_model_len": service.max_model_len,
+            "ready": service.engine.ready,
+            "limits": dataclasses.asdict(service.limits),
+            "stats": dict(service.engine.stats()),
+        }
+
+    @router.post("/flush_cache")
+    async def flush_cache() -> dict[str, int]:
+        """Empties the caches of what no request is using; says how many tokens were dropped."""
+        return {"flushed_tokens": await service.engine.flush()}
+
+    return router

@@ -1,0 +1,135 @@
+"""``POST /v1/vqa``: pictures and a question as a form, the answer as JSON or as a stream."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from mmserve.errors import EngineUnavailable, InvalidField, PictureError, RequestError, TooManyPictures
+from mmserve.types import Prompt, TokenEvent
+from mmserve.types import Request as EngineRequest
+from web.errors import explain
+from web.generation import Stopwatch, collect, generate, logprobs_json, make_requests, offload, usage_json
+from web.middleware import request_id
+from web.schemas import VQA_REPEATED, VqaFields, request_schema
+from web.service import Service
+from web.sse import DONE, frame, start_stream, until_disconnect
+from web.uploads import Form, FormRules, read_form
+
+_RULES = FormRules(file="image", fields=tuple(VqaFields.model_fields), repeated=VQA_REPEATED)
+
+
+def vqa_router(service: Service) -> APIRouter:
+    router = APIRouter(tags=["mmserve"])
+
+    @router.post("/v1/vqa", openapi_extra=_description(), response_model=None)
+    async def vqa(request: Request) -> Response:
+        """Answers a question about one or several pictures."""
+        if not service.engine.ready:
+            raise EngineUnavailable("the model is not ready; try again in a moment")
+        form = await read_form(request, _RULES, service.limits, service.upload_idle_seconds)
+        with _fields_of_the_form():
+            return await _answer(service, request, form)
+
+    return router
+
+
+async def _answer(service: Service, request: Request, form: Form) -> Response:
+    watch = Stopwatch()
+    fields = _parse(form)
+    model = service.find_model(fields.model).name
+    sampling = fields.sampling(service.sampling)
+    messages = fields.messages(form.files)
+    prompt = await offload(form.size, lambda: service.prompts.build(messages, cache_salt=fields.cache_salt))
+    identity = f"vqa-{request_id(request)}"
+    asked = make_requests(identity, prompt, sampling, fields.cache_salt)
+    if fields.stream:
+        return await start_stream(request, _frames(service, model, asked[0], watch))
+    [tally] = await until_disconnect(request, collect(service.engine, asked, watch))
+    answer = {
+        "id": identity,
+        "object": "vqa.answer",
+        "created": int(time.time()),
+        "model": model,
+        "answer": tally.text,
+        "finish_reason": tally.finish_reason,
+        "usage": usage_json([tally.usage]),
+        "timing": watch.timing(),
+        "images": _images_json(prompt),
+    }
+    if sampling.logprobs is not None:
+        answer["logprobs"] = logprobs_json(tally.logprobs)
+    return JSONResponse(answer)
+
+
+def _parse(form: Form) -> VqaFields:
+    if not form.files:
+        raise InvalidField("no picture came with the question; add a file part named image", param="image")
+    try:
+        return VqaFields.from_form(form.fields)
+    except ValidationError as error:
+        raise explain(error.errors()) from None
+
+
+@contextmanager
+def _fields_of_the_form() -> Iterator[None]:
+    """An error that points at a place in the messages, or at a picture, names the form's field instead."""
+    try:
+        yield
+    except RequestError as error:
+        about_picture = isinstance(error, PictureError | TooManyPictures)
+        if error.param is None and not about_picture:
+            raise
+        if error.param is not None and not error.param.startswith("messages"):
+            raise
+        raise type(error)(error.message, param="image" if about_picture else "question") from error
+
+
+async def _frames(
+    service: Service, model: str, request: EngineRequest, watch: Stopwatch
+) -> AsyncGenerator[bytes, None]:
+    envelope = {"id": request.id, "object": "vqa.chunk", "created": int(time.time()), "model": model}
+    async with aclosing(generate(service.engine, [request])) as events:
+        started = False
+        async for _, event in events:
+            watch.note(event)
+            if event.last:
+                yield frame(envelope | _delta(request, event) | _ending(request, event, watch))
+            elif event.text or event.logprobs or not started:
+                yield frame(envelope | _delta(request, event))
+            started = True
+    yield DONE
+
+
+def _delta(request: EngineRequest, event: TokenEvent) -> dict[str, Any]:
+    if request.sampling.logprobs is None:
+        return {"delta": event.text}
+    return {"delta": event.text, "logprobs": logprobs_json(event.logprobs)}
+
+
+def _ending(request: EngineRequest, event: TokenEvent, watch: Stopwatch) -> dict[str, Any]:
+    return {
+        "finish_reason": event.finish_reason,
+        "usage": usage_json([event.usage]),
+        "timing": watch.timing(),
+        "images": _images_json(request.prompt),
+    }
+
+
+def _images_json(prompt: Prompt) -> list[dict[str, int]]:
+    return [{"width": p.header.width, "height": p.header.height, "tokens": p.rows} for p in prompt.pictures]
+
+
+def _description() -> dict[str, Any]:
+    schema = request_schema(VqaFields)
+    picture = {"type": "array", "items": {"type": "string", "format": "binary"}, "description": "One part a picture."}
+    schema["properties"] = {"image": picture, **schema["properties"]}
+    schema["required"] = ["image", *schema["required"]]
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}

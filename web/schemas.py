@@ -1,0 +1,281 @@
+"""What requests may say, checked by pydantic; values of sampling fields are judged by ``SamplingParams`` itself."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from mmserve.config import Limits
+from mmserve.errors import InvalidField, PictureTooLarge, TooManyPictures, UnsupportedPicture
+from mmserve.types import ImagePart, Message, SamplingParams, TextPart
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Texts = Annotated[list[str], BeforeValidator(_listed)]
+
+
+class SamplingFields(BaseModel):
+    """The sampling fields of every route; ``None`` means the service's default. Ranges: see ``SamplingParams``."""
+
+    max_tokens: int | None = Field(
+        None, description="Most tokens to answer with; by default what the context has room for."
+    )
+    min_tokens: int | None = None
+    temperature: float | None = Field(None, description="0 is greedy.")
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: Texts | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _top_needs_logprobs(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs to be true")
+        return self
+
+    def sampling(self, default: SamplingParams) -> SamplingParams:
+        """``default`` with what the caller said. Raises ``InvalidField``."""
+        changes: dict[str, object] = self._said()
+        changes |= {name: tuple(value) for name, value in changes.items() if isinstance(value, list)}
+        return default.replace(**changes)
+
+    def _said(self) -> dict[str, object]:
+        said: dict[str, object] = {
+            name: value for name in _PLAIN_SAMPLING_FIELDS if (value := getattr(self, name)) is not None
+        }
+        if self.logprobs is not None:
+            said["logprobs"] = (self.top_logprobs or 0) if self.logprobs else None
+        return said
+
+
+_PLAIN_SAMPLING_FIELDS = tuple(name for name in SamplingFields.model_fields if name not in ("logprobs", "top_logprobs"))
+
+
+class VqaFields(SamplingFields):
+    """The text fields of ``POST /v1/vqa``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    question: str = Field(description="What to ask about the pictures.")
+    system: str | None = Field(None, description="A system prompt that comes before the pictures.")
+    model: str | None = None
+    stream: bool = False
+    cache_salt: str = Field("", description="Requests with another salt share no cached work.")
+
+    @classmethod
+    def from_form(cls, fields: Mapping[str, tuple[str, ...]]) -> VqaFields:
+        """Raises pydantic's ``ValidationError``, or ``InvalidField`` for an empty question."""
+        values = {name: texts if name in VQA_REPEATED else texts[0] for name, texts in fields.items()}
+        parsed = cls.model_validate(values)
+        if not parsed.question.strip():
+            raise InvalidField("question is empty; ask something about the picture", param="question")
+        return parsed
+
+    def messages(self, pictures: tuple[bytes, ...]) -> list[Message]:
+        """The optional system message, then one user message: all pictures in order, then the question."""
+        system = [Message("system", (TextPart(self.system),))] if self.system else []
+        images = tuple(ImagePart(data) for data in pictures)
+        return [*system, Message("user", (*images, TextPart(self.question)))]
+
+
+VQA_REPEATED = ("stop", "stop_token_ids")
+
+
+class ImageUrl(BaseModel):
+    url: str
+    detail: str | None = None
+
+
+def _as_image_url(value: object) -> object:
+    return {"url": value} if isinstance(value, str) else value
+
+
+class ContentPart(BaseModel):
+    """One part of a message: text, or a picture as a data URI."""
+
+    type: Literal["text", "image_url"]
+    text: str | None = None
+    image_url: Annotated[ImageUrl, BeforeValidator(_as_image_url)] | None = None
+
+    @model_validator(mode="after")
+    def _carries_its_type(self) -> Self:
+        if getattr(self, self.type) is None:
+            raise ValueError(f'a part of type "{self.type}" needs the field {self.type}')
+        return self
+
+
+def _as_parts(value: object) -> object:
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+class ChatMessage(BaseModel):
+    """One turn. ``content`` is a string or a list of parts; only an assistant's may be null."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[list[ContentPart], BeforeValidator(_as_parts)] | None = None
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Self:
+        extra = self.model_extra or {}
+        if extra.get("tool_calls") or extra.get("function_call"):
+            raise ValueError("tool calls are not supported yet; leave tool_calls out")
+        if not self.content and self.role != "assistant":
+            raise ValueError("content is missing or empty; write a string or a list of parts")
+        return self
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class ChatRequest(SamplingFields):
+    """The body of ``POST /v1/chat/completions``; unknown fields are kept in ``model_extra``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    model: str | None = None
+    n: int | None = Field(None, ge=1, le=16)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    cache_salt: str | None = None
+
+    def _said(self) -> dict[str, object]:
+        said = super()._said()
+        if self.max_completion_tokens is not None:
+            said["max_tokens"] = self.max_completion_tokens
+        return said
+
+    def refuse_unsupported(self) -> None:
+        """Raises ``InvalidField`` for a field that is not supported and whose silent loss would change the answer."""
+        for name, value in (self.model_extra or {}).items():
+            if name in _REFUSED and value not in _REFUSED[name]:
+                raise InvalidField(f"{name} is not supported here yet; leave it out", param=name)
+
+    def unknown_fields(self) -> list[str]:
+        """Fields that have no meaning here and are ignored."""
+        return [name for name in self.model_extra or {} if name not in _REFUSED]
+
+
+_EMPTY: tuple[object, ...] = (None, False, "", [], {})
+_REFUSED: Mapping[str, tuple[object, ...]] = {
+    # name -> the values that ask for nothing
+    "tool_choice": (*_EMPTY, "none", "auto"),
+    "function_call": (*_EMPTY, "none", "auto"),
+    "response_format": (*_EMPTY, {"type": "text"}),
+    "modalities": (*_EMPTY, ["text"]),
+    "best_of": (*_EMPTY, 1),
+    "add_generation_prompt": (None, True),
+    **dict.fromkeys(
+        (
+            *("tools", "functions", "logit_bias", "audio", "web_search_options", "continue_final_message"),
+            *("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+            *("regex", "ebnf", "json_schema", "structural_tag", "bad_words", "use_beam_search", "chat_template"),
+        ),
+        _EMPTY,
+    ),
+}
+
+
+def chat_messages(request: ChatRequest, limits: Limits) -> list[Message]:
+    """The turns with their pictures decoded. Raises ``InvalidField`` or a ``PictureError`` that names the part."""
+    messages: list[Message] = []
+    pictures = 0
+    for i, message in enumerate(request.messages):
+        parts: list[TextPart | ImagePart] = []
+        for j, part in enumerate(message.content or ()):
+            if part.image_url is None or part.type == "text":
+                parts.append(TextPart(part.text or ""))
+                continue
+            where = f"messages[{i}].content[{j}].image_url"
+            pictures += 1
+            if pictures > limits.max_pictures:
+                raise TooManyPictures(f"a request may have at most {limits.max_pictures} pictures", param=where)
+            parts.append(ImagePart(decode_data_uri(part.image_url.url, limits.max_picture_bytes, where)))
+        role = "system" if message.role == "developer" else message.role
+        messages.append(Message(role, tuple(parts)))
+    return messages
+
+
+def decode_data_uri(uri: str, max_bytes: int, where: str) -> bytes:
+    """The bytes of ``data:[type];base64,...``. The size is judged before anything is decoded.
+
+    Raises ``InvalidField``, ``UnsupportedPicture`` or ``PictureTooLarge``, with ``where`` as the field at fault.
+    """
+    if uri[:5].lower() != "data:":
+        raise InvalidField(
+            "pictures at remote addresses are off on this server; send the picture itself as a data URI, "
+            '"data:image/jpeg;base64,..."',
+            param=where,
+        )
+    comma = uri.find(",", 0, 256)
+    media_type, semicolon, encoding = uri[5 : max(comma, 5)].lower().rpartition(";")
+    if not semicolon or encoding.strip() != "base64":
+        raise InvalidField('the data URI must have the form "data:image/jpeg;base64,..."', param=where)
+    kind = media_type.partition(";")[0].strip()
+    if kind and not kind.startswith("image/") and kind != "application/octet-stream":
+        raise UnsupportedPicture(f'the data URI holds "{kind[:64]}" and not a picture', param=where)
+    payload = uri[comma + 1 :]
+    padding = len(payload) - len(payload.rstrip("="))
+    size = len(payload) // 4 * 3 - min(padding, 2)
+    if size > max_bytes:
+        raise PictureTooLarge(f"the picture has {size} bytes; at most {max_bytes} are allowed", param=where)
+    try:
+        data = base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidField("the data URI is not valid base64 (standard alphabet, padded)", param=where) from None
+    if not data:
+        raise UnsupportedPicture("the data URI is empty; send a picture", param=where)
+    return data
+
+
+class IgnoredFields:
+    """Remembers which unknown fields were reported, so that each is logged once. Bounded: callers choose the names."""
+
+    def __init__(self, capacity: int = 1000) -> None:
+        self._seen: set[str] = set()
+        self._capacity = capacity
+
+    def new(self, names: list[str]) -> list[str]:
+        """Those of ``names`` that were not reported before, and are now."""
+        room = self._capacity - len(self._seen)
+        fresh = [name for name in dict.fromkeys(names) if len(name) <= 200 and name not in self._seen][:room]
+        self._seen.update(fresh)
+        return fresh
+
+
+def request_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """JSON Schema of a request for the API description, without references: it is put inside another document."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def inlined(value: Any) -> Any:
+        if isinstance(value, list):
+            return [inlined(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if "$ref" in value:
+            return inlined(definitions[value["$ref"].removeprefix("#/$defs/")])
+        return {key: inlined(item) for key, item in value.items()}
+
+    whole = inlined(schema)
+    assert isinstance(whole, dict)
+    return whole

@@ -1,0 +1,170 @@
+// The pictures of the conversation: chosen, shown large, and listed as thumbnails.
+
+import { byId, el } from "./dom.js";
+
+export class Tray {
+  #pictures = [];
+  #shown = null;
+  #limits = { max_picture_bytes: Infinity, max_pictures: Infinity };
+
+  // onChange() after every change; onRefuse(sentence) when a file is not taken.
+  constructor({ onChange, onRefuse }) {
+    this.onChange = onChange;
+    this.onRefuse = onRefuse;
+  }
+
+  setLimits(limits) {
+    this.#limits = limits;
+  }
+
+  get count() {
+    return this.#pictures.length;
+  }
+
+  // Pictures that no question has been sent with yet.
+  get waiting() {
+    return this.#pictures.filter((picture) => !picture.asked);
+  }
+
+  add(files) {
+    for (const file of files) {
+      const reason = this.#refusal(file);
+      if (reason) {
+        this.onRefuse(reason);
+        continue;
+      }
+      const picture = { file, name: file.name || "pasted picture", url: URL.createObjectURL(file), asked: false };
+      this.#pictures.push(picture);
+      this.#shown = picture;
+    }
+    this.#render();
+  }
+
+  markAsked(pictures) {
+    for (const picture of pictures) picture.asked = true;
+    this.#render();
+  }
+
+  clear() {
+    for (const picture of this.#pictures) URL.revokeObjectURL(picture.url);
+    this.#pictures = [];
+    this.#shown = null;
+    this.#render();
+  }
+
+  #refusal(file) {
+    if (file.type && !file.type.startsWith("image/")) return `“${file.name}” is not a picture. Choose a JPEG, PNG, WebP or GIF file.`;
+    if (file.size === 0) return `“${file.name}” is empty.`;
+    if (file.size > this.#limits.max_picture_bytes) {
+      return `“${file.name}” has ${megabytes(file.size)}; at most ${megabytes(this.#limits.max_picture_bytes)} are allowed.`;
+    }
+    if (this.count >= this.#limits.max_pictures) return `A conversation may have at most ${this.#limits.max_pictures} pictures.`;
+    return null;
+  }
+
+  #remove(picture) {
+    const at = this.#pictures.indexOf(picture);
+    this.#pictures.splice(at, 1);
+    URL.revokeObjectURL(picture.url);
+    if (this.#shown === picture) this.#shown = this.#pictures[Math.min(at, this.count - 1)] ?? null;
+    this.#render();
+    (byId("strip").querySelector(".thumb, .more") ?? byId("files")).focus();
+  }
+
+  #show(picture) {
+    this.#shown = picture;
+    this.#render();
+    byId("strip").querySelector('[aria-pressed="true"]')?.focus();
+  }
+
+  #render() {
+    const shown = this.#shown;
+    byId("drop").hidden = shown !== null;
+    byId("stage").hidden = shown === null;
+    byId("files").tabIndex = shown === null ? 0 : -1; // "+" takes its place among the thumbnails
+    if (shown) this.#renderStage(shown);
+    byId("strip").replaceChildren(...(this.count ? [...this.#pictures.map((p, i) => this.#thumb(p, i)), more()] : []));
+    this.onChange();
+  }
+
+  #renderStage(picture) {
+    const image = byId("stage-image");
+    const caption = byId("stage-caption");
+    if (image.src === picture.url) return;
+    image.hidden = false;
+    byId("no-preview").hidden = true;
+    caption.textContent = picture.name;
+    image.onload = () => {
+      caption.textContent = `${picture.name} · ${image.naturalWidth} × ${image.naturalHeight}`;
+    };
+    image.onerror = () => {
+      image.hidden = true;
+      byId("no-preview").hidden = false;
+    };
+    image.alt = picture.name;
+    image.src = picture.url;
+  }
+
+  #thumb(picture, index) {
+    const label = `Picture ${index + 1}: ${picture.name}`;
+    const show = el("button", { type: "button", className: "thumb", ariaLabel: `Show ${label}`, title: picture.name });
+    show.ariaPressed = String(picture === this.#shown);
+    const image = el("img", { src: picture.url, alt: "" });
+    image.onerror = () => image.replaceWith(el("span", { className: "broken", textContent: "?" }));
+    show.append(image);
+    show.onclick = () => this.#show(picture);
+    if (picture.asked) return el("li", {}, show);
+    const remove = el("button", { type: "button", className: "remove", ariaLabel: `Remove ${label}`, textContent: "×" });
+    remove.onclick = () => this.#remove(picture);
+    return el("li", {}, show, remove);
+  }
+}
+
+function more() {
+  const button = el("button", { type: "button", className: "more", ariaLabel: "Add another picture", title: "Add another picture", textContent: "+" });
+  button.onclick = () => byId("files").click();
+  return el("li", {}, button);
+}
+
+const megabytes = (bytes) => `${(bytes / 2 ** 20).toFixed(1)} MB`;
+
+// A file as a data URI, read when it is needed.
+export function dataURI(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(new Error(`“${file.name}” cannot be read any more. Choose it again.`));
+    reader.readAsDataURL(file);
+  });
+}
+
+// Pictures come by picker, drop and paste, anywhere on the page.
+export function watchInputs(add) {
+  const input = byId("files");
+  input.onchange = () => {
+    add([...input.files]);
+    input.value = ""; // so that the same file can be chosen again
+  };
+  document.addEventListener("paste", (event) => {
+    const files = [...(event.clipboardData?.files ?? [])];
+    if (!files.length) return;
+    event.preventDefault();
+    add(files);
+  });
+  const carriesFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  let depth = 0; // dragenter and dragleave also come for every element on the way
+  const veil = (change) => {
+    depth = Math.max(0, depth + change);
+    byId("veil").hidden = depth === 0;
+  };
+  document.addEventListener("dragenter", (event) => carriesFiles(event) && veil(+1));
+  document.addEventListener("dragleave", (event) => carriesFiles(event) && veil(-1));
+  document.addEventListener("dragover", (event) => carriesFiles(event) && event.preventDefault());
+  document.addEventListener("drop", (event) => {
+    if (!carriesFiles(event)) return;
+    event.preventDefault();
+    depth = 0;
+    veil(0);
+    add([...event.dataTransfer.files]);
+  });
+}

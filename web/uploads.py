@@ -1,0 +1,230 @@
+"""Request bodies: read once, and never further than the limits allow."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+from collections.abc import AsyncGenerator, Collection, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from mmserve.config import MIB, Limits
+from mmserve.errors import InvalidField, PictureTooLarge, RequestError, TooManyPictures, UnsupportedPicture
+
+MAX_FIELD_BYTES = MIB
+MAX_PARTS = 256
+_MAX_HEADER_BYTES = 16 * 1024
+
+_HOW = (
+    "send multipart/form-data with at least one file part named image and a text part named question, for example: "
+    "curl -F image=@photo.jpg -F 'question=What is in this picture?'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FormRules:
+    """Which parts a form may have: files called ``file``, texts called ``fields``; ``repeated`` ones may recur."""
+
+    file: str
+    fields: Collection[str]
+    repeated: Collection[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A form that was read: the files' bytes in order, and each text field's values in order."""
+
+    files: tuple[bytes, ...] = field(repr=False)
+    fields: Mapping[str, tuple[str, ...]]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(map(len, self.files))
+
+
+async def body_chunks(request: Request, limits: Limits, idle_seconds: float) -> AsyncGenerator[bytes, None]:
+    """The body as it arrives.
+
+    Raises HTTP 413 when its length, declared or met, is over the limit, and ``RequestError`` when it stands still.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limits.max_body_bytes:
+        raise _too_long(limits)
+    received = 0
+    async with aclosing(request.stream()) as stream:
+        while True:
+            try:
+                async with asyncio.timeout(idle_seconds):
+                    chunk = await anext(stream, b"")
+            except TimeoutError:
+                raise RequestError(
+                    f"the upload stood still for {idle_seconds:g} seconds after {received} bytes; send it again"
+                ) from None
+            if not chunk:  # Starlette never yields an empty chunk but the last
+                return
+            received += len(chunk)
+            if received > limits.max_body_bytes:
+                raise _too_long(limits)
+            yield chunk
+
+
+def _too_long(limits: Limits) -> HTTPException:
+    return HTTPException(
+        413, f"a request may have at most {limits.max_body_bytes} bytes; send fewer or smaller pictures"
+    )
+
+
+async def read_body(request: Request, limits: Limits, idle_seconds: float) -> bytes:
+    """The whole body. Raises as :func:`body_chunks` does."""
+    async with aclosing(body_chunks(request, limits, idle_seconds)) as chunks:
+        return b"".join([chunk async for chunk in chunks])
+
+
+async def read_form(request: Request, rules: FormRules, limits: Limits, idle_seconds: float) -> Form:
+    """The request's multipart form.
+
+    What ``rules`` and ``limits`` forbid is refused as soon as it is seen, before the rest is read: ``InvalidField``,
+    ``PictureTooLarge``, ``TooManyPictures``, or ``RequestError`` for a body that is no whole form.
+    """
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    boundary = options.get(b"boundary")
+    if kind != b"multipart/form-data" or not boundary:
+        raise InvalidField(f"no picture came with this request: {_HOW}", param=rules.file)
+    reader = _FormReader(rules, limits)
+    try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": reader.on_part_begin,
+                "on_header_field": reader.on_header_field,
+                "on_header_value": reader.on_header_value,
+                "on_header_end": reader.on_header_end,
+                "on_headers_finished": reader.on_headers_finished,
+                "on_part_data": reader.on_part_data,
+                "on_part_end": reader.on_part_end,
+                "on_end": reader.on_end,
+            },
+        )
+        async with aclosing(body_chunks(request, limits, idle_seconds)) as chunks:
+            async for chunk in chunks:
+                parser.write(chunk)
+    except FormParserError as error:
+        raise RequestError(f"the multipart body is broken ({error}); {_HOW}") from None
+    return reader.form()
+
+
+class _FormReader:
+    """Collects the parser's callbacks. Header and data callbacks may come in pieces."""
+
+    def __init__(self, rules: FormRules, limits: Limits) -> None:
+        self._rules = rules
+        self._limits = limits
+        self._files: list[bytes] = []
+        self._fields: dict[str, list[str]] = {}
+        self._parts = 0
+        self._complete = False
+        self.on_part_begin()
+
+    def form(self) -> Form:
+        if not self._complete:
+            raise RequestError("the multipart body ends before its closing boundary; send it again, whole")
+        return Form(tuple(self._files), {name: tuple(values) for name, values in self._fields.items()})
+
+    def on_part_begin(self) -> None:
+        self._header_name = b""
+        self._header_value = b""
+        self._header_bytes = 0
+        self._disposition = b""
+        self._name = ""
+        self._is_file = False
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+        self._count_header(end - start)
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+        self._count_header(end - start)
+
+    def _count_header(self, size: int) -> None:
+        self._header_bytes += size
+        if self._header_bytes > _MAX_HEADER_BYTES:
+            raise RequestError(f"a part of the form has more than {_MAX_HEADER_BYTES} bytes of headers")
+
+    def on_header_end(self) -> None:
+        if self._header_name.lower() == b"content-disposition":
+            self._disposition = self._header_value
+        self._header_name = self._header_value = b""
+
+    def on_headers_finished(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        if b"name" not in options:
+            raise RequestError(f"a part of the form has no name; {_HOW}")
+        self._name = options[b"name"].decode("utf-8", "replace")
+        self._is_file = b"filename" in options
+        self._parts += 1
+        self._check_part()
+
+    def _check_part(self) -> None:
+        name, rules = self._name, self._rules
+        if self._parts > MAX_PARTS:
+            raise RequestError(f"a form may have at most {MAX_PARTS} parts")
+        if name != rules.file and name not in rules.fields:
+            raise InvalidField(_unknown(name, rules), param=name)
+        if name == rules.file and not self._is_file:
+            raise InvalidField(
+                f'{name} must be a file, and came as text; with curl write -F {name}=@photo.jpg (mind the "@")',
+                param=name,
+            )
+        if name != rules.file and self._is_file:
+            raise InvalidField(f"{name} must be text, and came as a file; pictures go into {rules.file}", param=name)
+        if self._is_file and len(self._files) == self._limits.max_pictures:
+            raise TooManyPictures(f"a request may have at most {self._limits.max_pictures} pictures", param=name)
+        if name in self._fields and name not in rules.repeated:
+            raise InvalidField(f"{name} was given twice; give it once", param=name)
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self._size += end - start
+        if self._is_file and self._size > self._limits.max_picture_bytes:
+            raise PictureTooLarge(
+                f"picture {len(self._files) + 1} has more than {self._limits.max_picture_bytes} bytes; shrink it first",
+                param=self._name,
+            )
+        if not self._is_file and self._size > MAX_FIELD_BYTES:
+            raise InvalidField(f"{self._name} has more than {MAX_FIELD_BYTES} bytes", param=self._name)
+        self._pieces.append(data[start:end])
+
+    def on_part_end(self) -> None:
+        data = b"".join(self._pieces)
+        self._pieces = []
+        if self._is_file:
+            if not data:
+                raise UnsupportedPicture(
+                    f"picture {len(self._files) + 1} is an empty file; choose a picture", param=self._name
+                )
+            self._files.append(data)
+            return
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise InvalidField(f"{self._name} is not UTF-8 text", param=self._name) from None
+        # Browsers send every line end in a form as CRLF; the text that a person typed has LF.
+        self._fields.setdefault(self._name, []).append(text.replace("\r\n", "\n"))
+
+    def on_end(self) -> None:
+        self._complete = True
+
+
+def _unknown(name: str, rules: FormRules) -> str:
+    accepted = sorted(rules.fields)
+    near = difflib.get_close_matches(name[:64], [rules.file, *accepted], n=1)
+    hint = f'; did you mean "{near[0]}"?' if near else ""
+    return f'there is no field "{name[:64]}"{hint} Accepted: {rules.file} (file), {", ".join(accepted)}'
