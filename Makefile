@@ -1,0 +1,61 @@
+# make demo        install, serve the embedded model, ask it one question, keep serving (ONCE=1: stop after the answer)
+# make test        install with the development tools; lint, types, layers and tests
+# make proof       the full-size proofs; writes their figures to docs/
+# make bench       the benchmarks
+# make lock        renew constraints.txt from this environment
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# Without this OpenMP's threads spin at barriers, and tests that share the cores with a browser or a server crawl.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: demo test lint unit proof bench lock chromium clean
+
+demo: $(VENV)/.ready
+	@$(BIN)/mmserve demo $(if $(ONCE),--once)
+
+test: lint unit
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(VENV)/.ready-dev chromium
+	$(BIN)/pytest -m "not gpu and not proof" -q
+
+proof: $(VENV)/.ready-dev
+	$(BIN)/python -m bench.easy_vqa --out docs/proof-easy-vqa.txt
+	$(BIN)/pytest -m proof -q -s
+
+bench: $(VENV)/.ready-dev
+	$(BIN)/python -m bench.easy_vqa --questions 1000
+
+# The page is tested in Debian's Chromium; elsewhere, install Chromium or Chrome yourself and set CHROMIUM to its path.
+chromium:
+	@test -n "$(CHROMIUM)" || command -v chromium >/dev/null || \
+	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+	  { echo "the page's tests need Chromium: install it, or set CHROMIUM to its path" >&2; exit 1; }
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.ready: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing mmserve and torch into $(VENV) (several GB, some minutes the first time)"
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.ready-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing mmserve, torch and the development tools into $(VENV) (several GB, some minutes the first time)"
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.ready
+
+lock: $(VENV)/.ready-dev
+	$(BIN)/python -m pip freeze --exclude-editable --local | grep -v '@ file' > constraints.txt
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Workloads and measurements; ``python -m bench.NAME --help`` says what each takes."""

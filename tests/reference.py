@@ -1,0 +1,72 @@
+"""What transformers answers, and how ours is held against it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+NEAR_TIE = 1e-4
+"""A divergence is excused only where the reference's two best logits lie this close."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """The reference's greedy answer: prompt ids, token ids, and at each step how far the best logit leads."""
+
+    prompt_ids: list[int]
+    token_ids: list[int]
+    leads: list[float]
+
+
+class Reference:
+    """A checkpoint in transformers, in float32, one request at a time."""
+
+    def __init__(self, path: Path, device: str = "cpu") -> None:
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+        self._model = model.to(device).eval()
+        self._processor = AutoProcessor.from_pretrained(path, local_files_only=True)
+
+    @torch.inference_mode()
+    def answer(self, pictures: Sequence[Image.Image], question: str, max_tokens: int) -> Expected:
+        content = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": question}]
+        text = self._processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        inputs = self._processor(text=[text], images=list(pictures) or None, return_tensors="pt").to(self._model.device)
+        output = self._model.generate(
+            **inputs,
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        length = inputs["input_ids"].shape[1]
+        best = [step[0].float().topk(2).values for step in output.logits]
+        return Expected(
+            inputs["input_ids"][0].tolist(),
+            output.sequences[0, length:].tolist(),
+            [float(two[0] - two[1]) for two in best],
+        )
+
+
+@dataclass(slots=True)
+class Tally:
+    """How many answers were compared, and how many parted at a near tie."""
+
+    compared: int = 0
+    excused: int = 0
+
+    def compare(self, expected: Expected, token_ids: Sequence[int]) -> None:
+        """Raises ``AssertionError`` where ``token_ids`` part from the reference at anything but a near tie."""
+        self.compared += 1
+        pairs = enumerate(zip(expected.token_ids, token_ids, strict=False))
+        parted = next((i for i, (a, b) in pairs if a != b), None)
+        if parted is None:
+            assert list(token_ids) == expected.token_ids, "one answer is longer than the other"
+            return
+        lead = expected.leads[parted]
+        assert lead < NEAR_TIE, f"token {parted} differs where the reference's best logit leads by {lead}"
+        self.excused += 1
