@@ -82,6 +82,11 @@ class Spans:
             return self.starts[at]
         return length
 
+    def rows(self, start: int, stop: int) -> int:
+        """How many positions of ``start <= i < stop`` belong to pictures."""
+        pairs = zip(self.starts, self.ends, strict=True)
+        return sum(max(0, min(end, stop) - max(begin, start)) for begin, end in pairs)
+
     def within(self, start: int, stop: int) -> Spans:
         """The spans that lie in ``start <= i < stop``, whose edges must not cut one, counted from ``start``."""
         low, high = bisect_right(self.starts, start - 1), bisect_right(self.starts, stop - 1)

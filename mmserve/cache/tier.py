@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mmserve.cache.costs import FetchCosts
 from mmserve.cache.key import Interner, Spans
 from mmserve.cache.pages import SlotPool
-from mmserve.cache.radix import Handle, RadixCache
+from mmserve.cache.radix import Handle, Match, RadixCache
 from mmserve.types import IntArray
 
 
@@ -39,17 +40,17 @@ class Loan:
 
 
 class SecondTier:
-    """``slots`` tokens in slower memory. Prefixes shorter than ``min_tokens`` are not kept, and a gain of less than
-    ``min_tokens`` is not fetched: below it recomputing is faster (``bench/second_tier.py`` measures where)."""
+    """``slots`` tokens in slower memory, kept and fetched where ``costs`` finds that cheaper than recomputing
+    (``bench/second_tier.py`` shows where it is)."""
 
-    def __init__(self, slots: int, interner: Interner, *, min_tokens: int) -> None:
+    def __init__(self, slots: int, interner: Interner, costs: FetchCosts) -> None:
         self.pool = SlotPool(slots)
         self.tree = RadixCache(self.pool, interner)
-        self._min_tokens = min_tokens
+        self.costs = costs
 
     def keep(self, key: IntArray, slots: IntArray, spans: Spans, salt: str) -> SlotCopy | None:
         """A prefix leaves the device: what must be copied where, before the device's ``slots`` are written again."""
-        if len(key) < self._min_tokens:
+        if not self.costs.worth(len(key), spans.rows(0, len(key))):
             return None
         handle = self.tree.acquire(self.tree.match(key, spans, salt=salt), salt=salt)
         missing = len(key) - handle.length
@@ -62,17 +63,23 @@ class SecondTier:
         return copy
 
     def reach(self, key: IntArray, spans: Spans, *, salt: str, hit: int) -> int:
-        """How long a prefix is at hand where the device has ``hit`` tokens of it; a query."""
-        match = self.tree.match(key, spans, salt=salt, limit=len(key) - 1)
-        return match.length if match is not None and match.length - hit >= self._min_tokens else hit
+        """How long a prefix is at hand, at a price worth paying, where the device has ``hit`` tokens of it; a query."""
+        match = self._find(key, spans, salt, hit)
+        return hit if match is None else match.length
 
     def borrow(self, key: IntArray, spans: Spans, *, salt: str, hit: int) -> Loan | None:
-        """Lock what is worth fetching behind ``hit``, until ``give_back``."""
-        match = self.tree.match(key, spans, salt=salt, limit=len(key) - 1)
-        if match is None or match.length - hit < self._min_tokens:
+        """Lock what ``reach`` found behind ``hit``, until ``give_back``."""
+        match = self._find(key, spans, salt, hit)
+        if match is None:
             return None
         handle = self.tree.acquire(match)
         return Loan(handle, hit, self.tree.slots(handle)[hit:])
+
+    def _find(self, key: IntArray, spans: Spans, salt: str, hit: int) -> Match | None:
+        match = self.tree.match(key, spans, salt=salt, limit=len(key) - 1)
+        if match is None or match.length <= hit:
+            return None
+        return match if self.costs.worth(match.length - hit, spans.rows(hit, match.length)) else None
 
     def give_back(self, loan: Loan) -> None:
         self.tree.release(loan.handle)

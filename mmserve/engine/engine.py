@@ -143,6 +143,8 @@ class Engine:
             failure = MMServeError(f"the engine failed while computing this request: {type(error).__name__}")
             return [self._fail(seq, failure) for seq in self.scheduler.execution_failed(plan)]
         self.scheduler.update(plan, output.damaged)
+        if output.times is not None:
+            self.scheduler.observe(output.times)
         events = []
         for sequence_id, token in output.tokens.items():
             seq = self.scheduler.get(sequence_id)

@@ -7,6 +7,7 @@ says so). Torch backend: plain ops, no graphs.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from kernels.attention import plan_attention
+from mmserve.cache.costs import StepTimes
 from mmserve.cache.host import FileStore, HostStore, PinnedStore
 from mmserve.cache.kv import KVCache
 from mmserve.checkpoint import Checkpoint
@@ -57,12 +59,32 @@ class Encoder(Protocol):
 class RunnerOutput:
     """What a step chose, by sequence: the token, and its log-probabilities where they were asked for.
 
-    ``damaged`` are the sequences for which the second tier could not give back what it should hold.
+    ``damaged`` are the sequences for which the second tier could not give back what it should hold. ``times`` is set
+    where there is a second tier.
     """
 
     tokens: dict[str, int]
     logprobs: dict[str, RowLogprobs | None]
     damaged: frozenset[str] = frozenset()
+    times: StepTimes | None = None
+
+
+class _Clock:
+    """Seconds between laps; on a GPU it waits for the device, so it only runs where somebody needs the times."""
+
+    def __init__(self, device: torch.device, *, running: bool) -> None:
+        self._device = device
+        self._running = running
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        if not self._running:
+            return 0.0
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds
 
 
 class Runner:
@@ -106,28 +128,36 @@ class Runner:
 
     @torch.inference_mode()
     def execute(self, plan: SchedulerOutput) -> RunnerOutput:
+        clock = _Clock(self._device, running=self._store is not None)
         damaged = self._move(plan)
+        fetch_seconds = clock.lap()
         for content in plan.forget:
             self._rows.pop(content, None)
             self._pixels.pop(content, None)
-        if plan.encode:
-            self._encode(plan.encode)
-        chunks = plan.chunks
-        if not chunks:
-            return RunnerOutput({}, {}, damaged)
-        logits = self._decoder.forward(self._batch(chunks), self._kv.keys, self._kv.values)
-        choosing = [chunk for chunk in chunks if chunk.row is not None]
-        if not choosing:
-            return RunnerOutput({}, {}, damaged)
-        sampled = sample(logits, [chunk.row for chunk in choosing if chunk.row is not None])
-        ids = [chunk.sequence_id for chunk in choosing]
-        return RunnerOutput(
-            dict(zip(ids, sampled.token_ids, strict=True)), dict(zip(ids, sampled.logprobs, strict=True)), damaged
-        )
+        rows = self._encode(plan.encode) if plan.encode else 0
+        encode_seconds = clock.lap()
+        tokens, logprobs = self._compute(plan.chunks)
+        times = None
+        if self._store is not None:
+            computed = sum(len(chunk.token_ids) for chunk in plan.chunks)
+            fetched = sum(len(copy.source) for _, copy in plan.fetch)
+            seconds = fetch_seconds + encode_seconds + clock.lap()
+            times = StepTimes(seconds, computed, fetch_seconds if fetched else 0.0, fetched, encode_seconds, rows)
+        return RunnerOutput(tokens, logprobs, damaged, times)
 
     def close(self) -> None:
         if self._store is not None:
             self._store.close()
+
+    def _compute(self, chunks: Sequence[Chunk]) -> tuple[dict[str, int], dict[str, RowLogprobs | None]]:
+        if not chunks:
+            return {}, {}
+        logits = self._decoder.forward(self._batch(chunks), self._kv.keys, self._kv.values)
+        rows = {chunk.sequence_id: chunk.row for chunk in chunks if chunk.row is not None}
+        if not rows:
+            return {}, {}
+        sampled = sample(logits, list(rows.values()))
+        return dict(zip(rows, sampled.token_ids, strict=True)), dict(zip(rows, sampled.logprobs, strict=True))
 
     def _move(self, plan: SchedulerOutput) -> frozenset[str]:
         """Copies between the tiers, saves first; returns the sequences whose fetch failed."""
@@ -139,11 +169,13 @@ class Runner:
             sequence_id for sequence_id, copy in plan.fetch if not self._store.load(self._kv, copy.source, copy.target)
         )
 
-    def _encode(self, contents: Sequence[ContentHash]) -> None:
+    def _encode(self, contents: Sequence[ContentHash]) -> int:
+        """Make and keep the rows of prepared pictures; returns how many."""
         pixels = [self._pixels.pop(content) for content in contents]
         patches = torch.cat([p.patches for p in pixels])
         rows = self._encoder.encode(patches, [p.grid for p in pixels])
         self._rows.update(zip(contents, rows, strict=True))
+        return sum(len(each) for each in rows)
 
     def _batch(self, chunks: Sequence[Chunk]) -> ForwardBatch:
         lengths = [len(chunk.token_ids) for chunk in chunks]

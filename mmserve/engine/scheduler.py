@@ -13,6 +13,7 @@ from collections.abc import Iterable, Set
 
 import numpy as np
 
+from mmserve.cache.costs import FetchCosts, StepTimes
 from mmserve.cache.embeddings import EncoderCache
 from mmserve.cache.key import Interner, Spans, common_prefix
 from mmserve.cache.pages import SlotPool
@@ -66,7 +67,7 @@ class Scheduler:
         self._saves: list[SlotCopy] = []
         self._fetches: list[tuple[str, SlotCopy]] = []
         if tier_slots and config.reuse:
-            self.tier = SecondTier(tier_slots, self._interner, min_tokens=config.tier_min_tokens)
+            self.tier = SecondTier(tier_slots, self._interner, FetchCosts(config.tier_min_tokens))
             self.tree.on_evict = self._keep
         self._arrivals = 0
 
@@ -181,6 +182,11 @@ class Scheduler:
         if self.tier is not None:
             self.tier.tree.flush()
         return victims
+
+    def observe(self, times: StepTimes) -> None:
+        """Learn what a step cost, for the second tier's decisions."""
+        if self.tier is not None:
+            self.tier.costs.observe(times)
 
     def append(self, seq: Sequence, token: int) -> None:
         """The token that the sequence's last chunk chose."""

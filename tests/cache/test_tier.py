@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmserve.cache.costs import FetchCosts, StepTimes
 from mmserve.cache.host import FileStore, HostStore, PinnedStore
 from mmserve.cache.key import ROW_BITS, Interner, Spans
 from mmserve.cache.kv import KVCache
@@ -30,7 +31,7 @@ def check(tier: SecondTier) -> None:
 
 
 def test_a_kept_prefix_is_lent_from_where_the_device_ends() -> None:
-    tier = SecondTier(16, Interner(), min_tokens=2)
+    tier = SecondTier(16, Interner(), FetchCosts(2))
     copy = tier.keep(ids(1, 2, 3, 4), ids(10, 11, 12, 13), NO_PICTURES, "")
     assert copy is not None
     assert list(copy.source) == [10, 11, 12, 13]
@@ -43,7 +44,7 @@ def test_a_kept_prefix_is_lent_from_where_the_device_ends() -> None:
 
 
 def test_only_what_is_new_is_copied() -> None:
-    tier = SecondTier(16, Interner(), min_tokens=1)
+    tier = SecondTier(16, Interner(), FetchCosts(1))
     tier.keep(ids(1, 2, 3), ids(10, 11, 12), NO_PICTURES, "")
     copy = tier.keep(ids(1, 2, 5, 6), ids(10, 11, 15, 16), NO_PICTURES, "")
     assert copy is not None
@@ -52,7 +53,7 @@ def test_only_what_is_new_is_copied() -> None:
 
 
 def test_short_prefixes_and_small_gains_are_left_to_recomputing() -> None:
-    tier = SecondTier(16, Interner(), min_tokens=3)
+    tier = SecondTier(16, Interner(), FetchCosts(3))
     assert tier.keep(ids(1, 2), ids(10, 11), NO_PICTURES, "") is None
     tier.keep(ids(1, 2, 3, 4), ids(10, 11, 12, 13), NO_PICTURES, "")
     assert tier.reach(ids(1, 2, 3, 4, 5), NO_PICTURES, salt="", hit=0) == 4
@@ -62,7 +63,7 @@ def test_short_prefixes_and_small_gains_are_left_to_recomputing() -> None:
 
 
 def test_the_oldest_makes_room_and_a_loan_is_spared() -> None:
-    tier = SecondTier(6, Interner(), min_tokens=1)
+    tier = SecondTier(6, Interner(), FetchCosts(1))
     tier.keep(ids(1, 2, 3), ids(0, 1, 2), NO_PICTURES, "")
     tier.keep(ids(4, 5, 6), ids(3, 4, 5), NO_PICTURES, "")
     loan = tier.borrow(ids(1, 2, 3, 9), NO_PICTURES, salt="", hit=0)
@@ -77,7 +78,7 @@ def test_the_oldest_makes_room_and_a_loan_is_spared() -> None:
 def test_a_picture_is_lent_whole_and_referred_to() -> None:
     interner = Interner()
     number = interner.intern(ContentHash(b"p"))
-    tier = SecondTier(16, interner, min_tokens=1)
+    tier = SecondTier(16, interner, FetchCosts(1))
     key = np.concatenate([ids(1), -1 - ((number << ROW_BITS) | np.arange(3)), ids(2)])
     spans = Spans((1,), (4,), (number,))
     tier.keep(key, np.arange(5), spans, "")
@@ -174,3 +175,35 @@ def test_a_slot_that_could_not_be_written_is_a_miss(
     assert not store.load(kv, ids(4), ids(10))
     assert not store.load(kv, ids(31), ids(10))
     store.close()
+
+
+def learned(*, step: float, token: float, row: float, fetch: float) -> FetchCosts:
+    """Costs that saw a decode, a prefill of 1000 tokens, an encoder run and a fetch, in seconds each."""
+    costs = FetchCosts(8)
+    costs.observe(StepTimes(step, 1))
+    costs.observe(StepTimes(step + 1000 * token + 100 * row, 1000, encode_seconds=100 * row, encoded_rows=100))
+    costs.observe(StepTimes(step + 1000 * fetch, 1, fetch_seconds=1000 * fetch, fetched_tokens=1000))
+    return costs
+
+
+def test_before_anything_is_known_gains_of_the_least_size_are_fetched() -> None:
+    costs = FetchCosts(8)
+    assert costs.worth(8, 0)
+    assert not costs.worth(7, 7)
+
+
+def test_a_slow_device_fetches_and_a_fast_one_recomputes_all_but_pictures() -> None:
+    laptop = learned(step=4e-3, token=2e-4, row=4e-4, fetch=2e-5)
+    assert laptop.worth(64, 0)
+    assert not laptop.worth(16, 0)
+    accelerator = learned(step=2e-3, token=2e-7, row=6e-5, fetch=6e-7)
+    assert not accelerator.worth(4096, 0)
+    assert accelerator.worth(283, 256)
+
+
+def test_a_stale_price_fades() -> None:
+    costs = learned(step=1e-3, token=1e-4, row=0.0, fetch=1.0)
+    assert not costs.worth(1000, 0)
+    for _ in range(20_000):
+        costs.observe(StepTimes(1e-3, 1))
+    assert costs.worth(1000, 0)

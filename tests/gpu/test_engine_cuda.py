@@ -60,8 +60,14 @@ def asked(pocket_vl: Checkpoint) -> tuple[list[Request], dict[str, Expected]]:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"reuse": False, "encoder_cache_bytes": 0}, {"step_tokens": 7}, {"kv_slots": 300, "max_running": 30}],
-    ids=["cached", "uncached", "chunked", "preempted"],
+    [
+        {},
+        {"reuse": False, "encoder_cache_bytes": 0},
+        {"step_tokens": 7},
+        {"kv_slots": 300, "max_running": 30},
+        {"kv_slots": 100, "encoder_cache_bytes": 0, "tier_bytes": 1 << 24, "tier_min_tokens": 2},
+    ],
+    ids=["cached", "uncached", "chunked", "preempted", "second tier"],
 )
 def test_greedy_tokens_are_transformers_own(
     pocket_vl: Checkpoint, asked: tuple[list[Request], dict[str, Expected]], changes: dict[str, int]
@@ -72,6 +78,11 @@ def test_greedy_tokens_are_transformers_own(
     for batch in ([request] for request in requests) if not changes else [requests]:
         for name, tokens in serve(engine, batch).items():
             tally.compare(expected[name], tokens)
+    if "tier_bytes" in changes:
+        again = [dataclasses.replace(request, id=f"{request.id} again") for request in requests]
+        for name, tokens in serve(engine, again).items():
+            tally.compare(expected[name.removesuffix(" again")], tokens)
+        assert engine.stats()["tier_fetched_tokens"] > 0
     engine.close()
     print(f"{changes}: {tally.compared} answers equal to transformers', {tally.excused} parted at a near tie")
 
