@@ -1,6 +1,6 @@
 # make demo        install, serve the embedded model, ask it one question, keep serving (ONCE=1: stop after the answer)
 # make test        install with the development tools; lint, types, layers and tests
-# make proof       the full-size proofs; writes their figures to docs/
+# make proof       the full-size proofs; writes their figures to docs/proofs
 # make bench       the benchmarks
 # make lock        renew constraints.txt from this environment
 
@@ -28,12 +28,21 @@ lint: $(VENV)/.ready-dev
 unit: $(VENV)/.ready-dev chromium
 	$(BIN)/pytest -m "not gpu and not proof" -q
 
+# Each proof's output replaces the one in docs/proofs; docs/proofs.md says what they show.
+proof: SHELL := bash -o pipefail
 proof: $(VENV)/.ready-dev
-	$(BIN)/python -m bench.easy_vqa --out docs/proof-easy-vqa.txt
-	$(BIN)/pytest -m proof -q -s
+	$(BIN)/python -m bench.easy_vqa | tee docs/proofs/easy-vqa.txt
+	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_identity.py | tee docs/proofs/identity.txt
+	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_mixes.py | tee docs/proofs/mixes.txt
+	$(BIN)/python -m bench.radix --plot docs/proofs/radix.png | tee docs/proofs/radix.txt
+	$(BIN)/python -m bench.hit_rate | tee docs/proofs/hit-rate.txt
+	$(BIN)/python -m bench.second_tier | tee docs/proofs/second-tier.txt
+	$(BIN)/python -m bench.soak --requests 20000 | tee docs/proofs/soak.txt
 
 bench: $(VENV)/.ready-dev
 	$(BIN)/python -m bench.easy_vqa --questions 1000
+	$(BIN)/python -m bench.hit_rate
+	$(BIN)/python -m bench.second_tier
 
 # The page is tested in Debian's Chromium; elsewhere, install Chromium or Chrome yourself and set CHROMIUM to its path.
 chromium:

@@ -44,7 +44,7 @@ class AlwaysWorth(FetchCosts):
     """Fetches whatever is there, so that the price of it can be seen."""
 
     def worth(self, tokens: int, rows: int) -> bool:
-        return tokens > 0
+        return tokens + rows > 0
 
 
 def text_prompt(tokens: int, seed: int) -> Prompt:
