@@ -10,11 +10,12 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from training import phrases
 from training.data import SHAPES, Question, VqaSplit
-from training.questions import UNTOLD, Asked, Scene, ask, ask_two
+from training.questions import ANYWHERE, Asked, Scene, ask, ask_two
 
 SEED = 11
 Picture = Image.Image
@@ -61,7 +62,8 @@ class Tester:
     def __init__(self, split: VqaSplit) -> None:
         self._questions = split.questions
         self._pictures = [Image.fromarray(pixels) for pixels in split.pictures]
-        self._scenes = [Scene(i, label, UNTOLD[0]) for i, label in split.labels.items()]
+        cells = [find_cell(pixels) for pixels in split.pictures]
+        self._scenes = [Scene(i, label, cells[i]) for i, label in split.labels.items()]
 
     def originals(self) -> list[Case]:
         return [
@@ -154,8 +156,6 @@ def answer_type(asked: Asked) -> str:
     if answer.startswith("{"):
         return "JSON"
     if answer.endswith("."):
-        if answer == phrases.NO_PLACE_ANSWER:
-            return "position (it cannot tell)"
         return "detailed description" if "light background" in answer else "one sentence"
     if " and " in answer:
         return "both captions"
@@ -163,7 +163,21 @@ def answer_type(asked: Asked) -> str:
         return "caption"
     if answer in phrases.ORDINALS:
         return "first or second"
-    return "one word"
+    return "position" if answer in phrases.CELLS else "one word"
+
+
+def find_cell(pixels: npt.NDArray[np.uint8], margin: float = 0.05) -> int:
+    """The ninth of the picture that the shape's centre lies in; ``ANYWHERE`` within ``margin`` of a border of two."""
+    values = pixels.astype(np.int64)
+    background = np.median(values.reshape(-1, 3), axis=0)
+    rows, columns = np.nonzero(np.abs(values - background).sum(-1) > 60)
+    cell = 0
+    for places, extent in ((rows, pixels.shape[0]), (columns, pixels.shape[1])):
+        center = (int(places.min()) + int(places.max()) + 1) / 2 / extent
+        if min(abs(center - 1 / 3), abs(center - 2 / 3)) < margin:
+            return ANYWHERE
+        cell = cell * 3 + int(center * 3)
+    return cell
 
 
 def _resized(width: int, height: int) -> Callable[[Picture], Picture]:

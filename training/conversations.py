@@ -9,7 +9,7 @@ from typing import Literal
 
 from training import phrases
 from training.data import COLORS, SHAPES, Label, VqaSplit
-from training.questions import ANYWHERE, DRAWN, NINTHS, Asked, Scene, ask, ask_next, ask_same, ask_two, ask_where, vary
+from training.questions import ANYWHERE, DRAWN, Asked, Scene, ask, ask_next, ask_same, ask_two, ask_where, vary
 
 Kind = Literal["one", "two", "text", "long", "where", "same"]
 
@@ -55,10 +55,9 @@ def segments(conversation: Conversation) -> Iterator[tuple[str, bool]]:
 class Author:
     """Writes conversations. Holds its random source and the labelled training pictures, nothing else."""
 
-    def __init__(self, split: VqaSplit, held_out: frozenset[int], seed: int, places: range = NINTHS) -> None:
-        """``held_out`` pictures never appear: they are kept for validation. ``places`` are the cells to name."""
+    def __init__(self, split: VqaSplit, held_out: frozenset[int], seed: int) -> None:
+        """``held_out`` pictures never appear: they are kept for validation."""
         self._rng = Random(seed)
-        self._places = places
         self._labelled = [(i, label) for i, label in split.labels.items() if i not in held_out]
         self._questions = [q for q in split.questions if q.picture not in held_out]
 
@@ -136,7 +135,7 @@ class Author:
     def _where(self) -> Conversation:
         """A position, in the first turn or after another question."""
         rng = self._rng
-        scene = self._drawn(rng.choice(self._places))
+        scene = self._drawn(rng.randrange(9))
         asked = [ask(scene, rng) for _ in range(rng.choices((0, 1), (70, 30))[0])] + [ask_where(scene, rng)]
         return Conversation(self._system(), self._turns(scene, asked))
 
@@ -164,7 +163,7 @@ class Author:
     def _scene(self) -> Scene:
         if self._rng.random() < 0.45:
             return Scene(*self._rng.choice(self._labelled))
-        return self._drawn(self._rng.choice(self._places) if self._rng.random() < 0.3 else ANYWHERE)
+        return self._drawn(self._rng.randrange(9) if self._rng.random() < 0.3 else ANYWHERE)
 
     def _drawn(self, cell: int) -> Scene:
         rng = self._rng

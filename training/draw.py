@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from training.data import COLORS, SHAPES
-from training.questions import ANYWHERE, NINTHS
+from training.questions import ANYWHERE
 from training.random_tensors import chance, uniform
 
 CIRCLE, RECTANGLE, TRIANGLE = (SHAPES.index(name) for name in ("circle", "rectangle", "triangle"))
@@ -37,7 +37,7 @@ def draw_shapes(looks: Tensor, size: tuple[int, int], generator: Generator) -> T
     angle = _angles(shape, generator)
     reach = torch.where(angle == 0, half_width, torch.hypot(half_width, half_height))
     tall = torch.where(angle == 0, half_height, reach)
-    placed = (cell >= 0) & (cell < len(NINTHS))
+    placed = cell != ANYWHERE
     center_y = _centers(size[0], tall, torch.where(placed, cell // 3, -1), generator)
     center_x = _centers(size[1], reach, torch.where(placed, cell % 3, -1), generator)
     y = torch.arange(size[0], device=looks.device)[None, :, None] + 0.5 - center_y[:, None, None]

@@ -192,8 +192,6 @@ CELLS = (
     "bottom left", "bottom", "bottom right",
 )  # fmt: skip
 
-NO_PLACE_ANSWER = "I cannot tell the position."
-
 PICTURE_WORDS = ("image", "picture", "image", "picture", "photo")
 ORDINALS = ("first", "second")
 

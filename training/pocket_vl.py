@@ -20,7 +20,6 @@ from training.conversations import Author, Conversation, Kind, segments
 from training.data import VqaSplit, find_root, load_split
 from training.model import load_model, make_model
 from training.pool import make_pool
-from training.questions import NINTHS, UNTOLD
 from training.tokenizer import save_image_processor, save_tokenizer, train_bpe
 from training.train import TrainConfig, Trainer
 
@@ -31,15 +30,11 @@ RESULTS = "results.json"
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage learns from and how.
-
-    ``counts`` is the number of conversations that the recipe writes itself, ``places`` the positions they name.
-    """
+    """What a stage learns from and how. ``counts`` is the number of conversations that the recipe writes itself."""
 
     counts: Mapping[Kind, int]
     config: TrainConfig
     author_seed: int
-    places: range = NINTHS
 
 
 FIRST = Stage(
@@ -70,27 +65,7 @@ SECOND = Stage(
     author_seed=8,
 )  # fmt: skip
 
-# After the second stage rows are right and columns are guesses (README.md). What is often wrong is better not said:
-# this short stage teaches that.
-THIRD = Stage(
-    counts={"one": 6_000, "two": 4_000, "text": 500, "long": 1_000, "where": 6_000, "same": 2_000},
-    config=TrainConfig(
-        steps=120,
-        warmup=10,
-        peak_rate=1e-4,
-        seed=20_262,
-        mix=(
-            ("where", 0.3), ("original", 0.25), ("one", 0.15), ("same", 0.1), ("two", 0.1), ("long", 0.08),
-            ("text", 0.02),
-        ),
-        step_cost=12_000,
-        log_every=20,
-    ),
-    author_seed=9,
-    places=UNTOLD,
-)  # fmt: skip
-
-STAGES = (FIRST, SECOND, THIRD)
+STAGES = (FIRST, SECOND)
 
 
 def main() -> None:
@@ -115,9 +90,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="easy-vqa's data folder; default: that of the installed package")
     parser.add_argument("--work", type=Path, help="where the resumable training state goes; default: --out")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--stage", type=int, default=1, choices=(1, 2, 3), help="2 and 3 go on from the checkpoint in --out"
-    )
+    parser.add_argument("--stage", type=int, default=1, choices=(1, 2), help="2 goes on from the checkpoint in --out")
     parser.add_argument("--steps", type=int, help="steps of a stage, for a trial")
     parser.add_argument("--step-cost", type=int, help="patches and tokens of a step")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the conversations to write, for a trial")
@@ -154,7 +127,7 @@ def write_conversations(split: VqaSplit, stage: Stage, scale: float = 1.0) -> di
     """A stage's text by kind. The last pictures of the training split are kept back for validation."""
     count = len(split.pictures)
     held_out = frozenset(range(count - HELD_OUT, count))
-    author = Author(split, held_out, stage.author_seed, stage.places)
+    author = Author(split, held_out, stage.author_seed)
     validator = Author(split, frozenset(range(count)) - held_out, stage.author_seed)
     conversations = {"original": list(author.originals()), "validation": list(validator.originals())}
     for kind, number in stage.counts.items():

@@ -11,17 +11,14 @@ from training.data import COLORS, SHAPES, Label
 
 DRAWN = -1
 ANYWHERE = -1
-NINTHS = range(9)
-UNTOLD = range(9, 10)
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
     """What the renderer must show.
 
-    ``picture`` is a training picture's index or ``DRAWN``; then ``label`` says what to draw, and ``cell`` where: in
-    one of ``NINTHS`` of the canvas, or ``ANYWHERE`` and never asked for, or anywhere and the answer is that the model
-    cannot tell (``UNTOLD``).
+    ``picture`` is a training picture's index or ``DRAWN``; then ``label`` says what to draw, and ``cell``
+    (0..8, row by row, or ``ANYWHERE``) in which ninth of the canvas.
     """
 
     picture: int
@@ -94,15 +91,15 @@ def _json(scene: Scene, rng: Random) -> Asked:
 
 
 def _detail(scene: Scene, rng: Random) -> Asked:
-    answer = f"The picture shows one shape on a light background. It is a {scene.shape}. Its color is {scene.color}."
-    if scene.cell in NINTHS:
-        answer += f" Its position is {phrases.CELLS[scene.cell]}."
+    answer = (
+        f"The picture shows one shape on a light background. It is a {scene.shape}. "
+        f"Its color is {scene.color}. Its position is {phrases.CELLS[scene.cell]}."
+    )
     return _fill(phrases.DETAIL_QUESTIONS, scene, rng, answer)
 
 
 def _where(scene: Scene, rng: Random) -> Asked:
-    answer = phrases.CELLS[scene.cell] if scene.cell in NINTHS else phrases.NO_PLACE_ANSWER
-    return _fill(phrases.WHERE_QUESTIONS, scene, rng, answer)
+    return _fill(phrases.WHERE_QUESTIONS, scene, rng, phrases.CELLS[scene.cell])
 
 
 def _shape(scene: Scene, rng: Random) -> Asked:

@@ -72,14 +72,15 @@ class Trainer:
         torch.backends.cuda.enable_cudnn_sdp(False)
         self.model.train()
         saved = began = time.monotonic()
-        sums, first = torch.zeros(2, device=self._device), self.step
+        sums, first, reported = torch.zeros(2, device=self._device), self.step, self.step
         while self.step < self._config.steps:
             sums += self._advance()
             self.step += 1
             if self.step % self._config.log_every == 0:
                 rate = (self.step - first) / (time.monotonic() - began)
-                self._report(sums / self._config.log_every, rate)
+                self._report(sums / (self.step - reported), rate)
                 sums.zero_()
+                reported = self.step
             if time.monotonic() - saved > self._config.save_seconds:
                 self._save(state_file)
                 saved = time.monotonic()
