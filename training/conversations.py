@@ -9,9 +9,9 @@ from typing import Literal
 
 from training import phrases
 from training.data import COLORS, SHAPES, Label, VqaSplit
-from training.questions import ANYWHERE, DRAWN, Asked, Scene, ask, ask_next, ask_same, ask_two, ask_where, vary
+from training.questions import ANYWHERE, DRAWN, Scene, ask, ask_next, ask_two, vary
 
-Kind = Literal["one", "two", "text", "long", "where", "same"]
+Kind = Literal["one", "two", "text", "long"]
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 UNKNOWN = Label(0, 0)
@@ -71,7 +71,6 @@ class Author:
         """``count`` conversations of one kind."""
         by_kind: dict[Kind, Callable[[], Conversation]] = {
             "one": self._one, "two": self._two, "text": self._text, "long": self._long,
-            "where": self._where, "same": self._same,
         }  # fmt: skip
         for _ in range(count):
             yield by_kind[kind]()
@@ -82,9 +81,7 @@ class Author:
 
     def _about(self, scene: Scene, count: int) -> tuple[Turn, ...]:
         """``count`` questions about one picture, which comes with the first."""
-        return self._turns(scene, [ask(scene, self._rng) for _ in range(count)])
-
-    def _turns(self, scene: Scene, asked: list[Asked]) -> tuple[Turn, ...]:
+        asked = [ask(scene, self._rng) for _ in range(count)]
         parts = (asked[0].text, scene) if self._rng.random() < 0.15 else (scene, asked[0].text)
         return (Turn(parts, asked[0].answer), *(Turn((a.text,), a.answer) for a in asked[1:]))
 
@@ -131,24 +128,6 @@ class Author:
         if kind < 0.6:
             turns += (Turn((self._strange(),), phrases.STRANGE_ANSWER),)
         return Conversation(self._system(), turns)
-
-    def _where(self) -> Conversation:
-        """A position, in the first turn or after another question."""
-        rng = self._rng
-        scene = self._drawn(rng.randrange(9))
-        asked = [ask(scene, rng) for _ in range(rng.choices((0, 1), (70, 30))[0])] + [ask_where(scene, rng)]
-        return Conversation(self._system(), self._turns(scene, asked))
-
-    def _same(self) -> Conversation:
-        """A comparison of two pictures, as often alike as not."""
-        rng, first, second = self._rng, self._scene(), self._drawn(ANYWHERE)
-        shape = first.label.shape if rng.random() < 0.4 else second.label.shape
-        color = first.label.color if rng.random() < 0.45 else second.label.color
-        second = Scene(DRAWN, Label(shape, color))
-        if rng.random() < 0.5:
-            first, second = second, first
-        asked = ask_same(first, second, rng)
-        return Conversation(self._system(), (Turn((first, second, asked.text), asked.answer),))
 
     def _system(self) -> str | None:
         rng, kind = self._rng, self._rng.random()

@@ -43,19 +43,14 @@ class Asked:
 def ask(scene: Scene, rng: Random) -> Asked:
     """A question about ``scene``, of a random kind."""
     if scene.cell != ANYWHERE and rng.random() < 0.5:
-        return ask_where(scene, rng)
+        return rng.choice((_where, _detail))(scene, rng)
     kinds = (_caption, _shape, _color, _present, _adjective, _sentence, _json)
     return rng.choices(kinds, (20, 15, 15, 32, 8, 5, 5))[0](scene, rng)
 
 
-def ask_where(scene: Scene, rng: Random) -> Asked:
-    """A question that asks for the position, alone or with all the rest."""
-    return rng.choice((_where, _detail))(scene, rng)
-
-
 def ask_two(first: Scene, second: Scene, rng: Random) -> Asked:
     """A question that needs both pictures, or names one of the two."""
-    kinds = (_which, _ordinal, _both, ask_same)
+    kinds = (_which, _ordinal, _both, _same)
     return rng.choices(kinds, (35, 40, 10, 15))[0](first, second, rng)
 
 
@@ -165,7 +160,7 @@ def _both(first: Scene, second: Scene, rng: Random) -> Asked:
     return _fill(phrases.BOTH_QUESTIONS, first, rng, f"{first.label.caption} and {second.label.caption}")
 
 
-def ask_same(first: Scene, second: Scene, rng: Random) -> Asked:
+def _same(first: Scene, second: Scene, rng: Random) -> Asked:
     if rng.random() < 0.5:
         return _fill(phrases.SAME_SHAPE_QUESTIONS, first, rng, _yes(first.shape == second.shape))
     return _fill(phrases.SAME_COLOR_QUESTIONS, first, rng, _yes(first.color == second.color))

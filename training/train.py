@@ -25,11 +25,13 @@ Kind = str
 class TrainConfig:
     """``step_cost`` bounds patches plus tokens of a step, so that steps cost about the same at any picture size."""
 
-    steps: int
-    warmup: int
-    peak_rate: float
-    seed: int
-    mix: tuple[tuple[Kind, float], ...]
+    steps: int = 6400
+    warmup: int = 300
+    peak_rate: float = 1.2e-3
+    seed: int = 20_260
+    mix: tuple[tuple[Kind, float], ...] = (
+        ("original", 0.42), ("one", 0.34), ("two", 0.15), ("text", 0.02), ("long", 0.07),
+    )  # fmt: skip
     step_cost: int = 96_000
     max_rows: int = 640
     weight_decay: float = 0.05

@@ -14,7 +14,7 @@ from training.model import make_model
 from training.pocket_vl import plain_texts
 from training.tokenizer import save_image_processor, save_tokenizer, train_bpe
 
-KINDS: tuple[Kind, ...] = ("one", "two", "text", "long", "where", "same")
+KINDS: tuple[Kind, ...] = ("one", "two", "text", "long")
 
 
 @pytest.fixture(scope="session")

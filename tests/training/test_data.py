@@ -10,7 +10,7 @@ import pytest
 
 from training import data
 from training.data import COLORS, SHAPES, Question, VqaSplit, infer_labels, load_split
-from training.pocket_vl import FIRST, HELD_OUT, write_conversations
+from training.pocket_vl import HELD_OUT, write_conversations
 from training.questions import DRAWN
 
 INKS = {
@@ -33,7 +33,7 @@ def test_training_reads_no_file_of_the_test_split(
     monkeypatch.setattr(data, "read_picture", noting)
 
     split = load_split(tmp_path, "train")
-    conversations = write_conversations(split, FIRST, scale=0.001)
+    conversations = write_conversations(split, scale=0.001)
 
     assert len(opened) == 4000
     assert all(path.parts[-3] == "train" for path in opened)
@@ -42,7 +42,7 @@ def test_training_reads_no_file_of_the_test_split(
 
 
 def test_held_out_pictures_are_only_in_the_validation_rows(train_split: VqaSplit) -> None:
-    conversations = write_conversations(train_split, FIRST, scale=0.002)
+    conversations = write_conversations(train_split, scale=0.002)
     validation = {scene.picture for c in conversations.pop("validation") for scene in c.scenes}
     training = {scene.picture for group in conversations.values() for c in group for scene in c.scenes}
 
@@ -51,7 +51,7 @@ def test_held_out_pictures_are_only_in_the_validation_rows(train_split: VqaSplit
 
 
 def test_every_training_question_is_learnt_word_for_word(train_split: VqaSplit) -> None:
-    conversations = write_conversations(train_split, FIRST, scale=0.001)
+    conversations = write_conversations(train_split, scale=0.001)
     rows = [*conversations["original"], *conversations["validation"]]
     learnt = {(c.turns[0].parts[1], c.turns[0].answer, c.scenes[0].picture) for c in rows}
 
