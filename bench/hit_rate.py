@@ -73,13 +73,12 @@ def replay(queries: Sequence[Query], slots: int, config: EngineConfig = CONFIG, 
     scheduler = Scheduler(config, num_slots=slots, row_bytes=1)
     arriving = {one.request.id: one for one in queries}
     active: dict[str, Query] = {}
+    unfinished = set(arriving)
     order: dict[str, None] = {}
     while arriving or active:
         while in_flight is None or len(active) < in_flight:
-            one = next(
-                (q for q in arriving.values() if in_flight is None or not (q.after in arriving or q.after in active)),
-                None,
-            )
+            ready = (q for q in arriving.values() if in_flight is None or q.after not in unfinished)
+            one = next(ready, None)
             if one is None:
                 break
             length = len(one.request.prompt)
@@ -101,6 +100,7 @@ def replay(queries: Sequence[Query], slots: int, config: EngineConfig = CONFIG, 
             if len(seq.outputs) == len(answer):
                 scheduler.end(seq)
                 del active[seq.id]
+                unfinished.remove(seq.id)
     c = scheduler.counters
     return Replay(
         tuple(order),

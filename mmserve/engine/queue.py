@@ -3,8 +3,9 @@
 Waiting sequences are admitted in a sweep over the lexicographic order of their radix keys, round and round. So those
 with a common prefix follow each other, which is a depth-first walk over the tree of all queued prompts: each distinct
 prefix is computed once as long as one path fits the cache (SGLang proves it for its longest-prefix-first order,
-arXiv 2312.07104, theorem 3.1). The sweep reaches everybody; whoever is overtaken for too long all the same goes first,
-and so does a sequence that was preempted.
+arXiv 2312.07104, theorem 3.1). A newcomer whose prompt is mostly cached when it comes does not wait for the sweep, by
+when its prefix would be gone: it goes before, the newest first. Whoever is overtaken for too long goes before those,
+and a sequence that was preempted before all.
 """
 
 from __future__ import annotations
@@ -44,11 +45,12 @@ class WaitingQueue:
     empty, and 256, have been admitted while it waited.
     """
 
-    def __init__(self, patience: int = 4) -> None:
+    def __init__(self, patience: int = 1) -> None:
         self._patience = patience
         self._places: dict[str, _Place] = {}
         self._sorted: list[_Place] = []
         self._returned: dict[str, Sequence] = {}
+        self._cached: dict[str, Sequence] = {}
         self._cursor: _Place | None = None
         self._admitted = 0
         self._peak = 0
@@ -59,10 +61,13 @@ class WaitingQueue:
     def __contains__(self, seq: Sequence) -> bool:
         return seq.id in self._places or seq.id in self._returned
 
-    def add(self, seq: Sequence) -> None:
+    def add(self, seq: Sequence, *, cached: bool = False) -> None:
+        """``cached``: most of its prompt is in the cache now, and would not be when the sweep comes round."""
         place = _Place(seq.salt, seq.key, seq.arrival, seq, self._admitted)
         self._peak = max(self._peak, len(self) + 1) if len(self) else 1
         self._places[seq.id] = place
+        if cached:
+            self._cached[seq.id] = seq
         insort(self._sorted, place)
 
     def give_back(self, seq: Sequence) -> None:
@@ -75,14 +80,15 @@ class WaitingQueue:
             return
         place = self._places.pop(seq.id)
         del self._sorted[bisect_left(self._sorted, place)]
-        if advance:
+        was_cached = self._cached.pop(seq.id, None) is not None
+        if advance and not was_cached:
             self._cursor = place
 
     def count_admission(self) -> None:
         self._admitted += 1
 
     def window(self, limit: int) -> list[Sequence]:
-        """The next ``limit`` sequences, each once: preempted ones, those overtaken for too long, then the sweep."""
+        """The next ``limit`` sequences, each once: preempted ones, the overtaken, cached newcomers, then the sweep."""
         returned = sorted(self._returned.values(), key=lambda seq: seq.arrival)
         bound = self._admitted - self._patience * self._peak - 256
         aged: list[Sequence] = []
@@ -93,5 +99,6 @@ class WaitingQueue:
         start = bisect_left(self._sorted, self._cursor) if self._cursor is not None else 0
         around = chain(islice(self._sorted, start, None), islice(self._sorted, start))
         sweep = islice(around, limit)
-        found = {seq.id: seq for seq in chain(returned, aged, (place.sequence for place in sweep))}
+        cached = reversed(self._cached.values())  # the newest first: its prefix was used last
+        found = {seq.id: seq for seq in chain(returned, aged, cached, (place.sequence for place in sweep))}
         return list(islice(found.values(), limit))

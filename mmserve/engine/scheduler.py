@@ -81,7 +81,8 @@ class Scheduler:
         self._arrivals += 1
         seq = Sequence(request, numbers, positions, next_position, self._arrivals)
         self._sequences[seq.id] = seq
-        self._waiting.add(seq)
+        match = self.tree.match(seq.key, seq.spans, salt=seq.salt, limit=len(seq) - 1) if self._config.reuse else None
+        self._waiting.add(seq, cached=match is not None and 2 * match.length >= len(seq))
         self.counters.requests_added += 1
         return seq
 

@@ -103,3 +103,27 @@ def test_any_order_of_use_keeps_the_two_orders_the_same() -> None:
             queue.remove(waiting.pop(rng.randrange(len(waiting))))
         assert len(queue) == len(waiting)
     assert {seq.id for seq in queue.window(10_000)} == {seq.id for seq in waiting}
+
+
+def test_a_cached_newcomer_goes_before_the_sweep_and_does_not_move_it() -> None:
+    queue, new = WaitingQueue(), Arrivals()
+    for tokens in ((1,), (2,), (3,)):
+        queue.add(new(*tokens))
+    assert keys([admit(queue)]) == [[1]]
+    queue.add(new(9, 1), cached=True)
+    queue.add(new(0, 1), cached=True)
+    assert keys([admit(queue) for _ in range(4)]) == [[0, 1], [9, 1], [2], [3]]
+
+
+def test_nobody_starves_while_cached_newcomers_keep_coming() -> None:
+    queue, new = WaitingQueue(), Arrivals()
+    victims = [new(0), new(5)]
+    queue.add(victims[0])
+    queue.add(victims[1], cached=True)
+    left = {seq.id for seq in victims}
+    for turn in range(1, 1000):
+        queue.add(new(1, turn), cached=True)
+        left.discard(admit(queue).id)
+        if not left:
+            break
+    assert turn < 300
