@@ -237,6 +237,7 @@ def test_page_waits_for_a_model_that_loads(page: Page, engine: FakeEngine) -> No
 
 
 def test_keyboard_alone(page: Page, prompts: FakePrompts) -> None:
+    expect(page.locator(".example").first).to_be_visible()  # fetched: an early Tab would find the page without them
     focused = []
     for _ in range(12):
         page.keyboard.press("Tab")
