@@ -9,6 +9,10 @@
     │   ├── InvalidField             a field is missing, unknown or out of its range
     │   ├── PromptTooLong            the prompt and its answer do not fit the model's context
     │   ├── ModelNotFound            the named model is not served here
+    │   ├── ConstraintError          what the answer should look like
+    │   │   ├── InvalidConstraint    is not a well-formed schema, pattern or grammar, or too large
+    │   │   ├── UnsupportedConstraint  cannot be enforced; names the keyword and its place
+    │   │   └── BudgetTooSmall       cannot be said in max_tokens; names the least that can
     │   ├── PictureError             a picture cannot be used
     │   │   ├── UnsupportedPicture   not a picture, or a format that is not accepted
     │   │   ├── CorruptPicture       a picture whose data is damaged
@@ -77,6 +81,22 @@ class PromptTooLong(RequestError):
 
 class ModelNotFound(RequestError):
     code = "model_not_found"
+
+
+class ConstraintError(RequestError):
+    code = "constraint_error"
+
+
+class InvalidConstraint(ConstraintError):
+    code = "invalid_constraint"
+
+
+class UnsupportedConstraint(ConstraintError):
+    code = "unsupported_constraint"
+
+
+class BudgetTooSmall(ConstraintError):
+    code = "budget_too_small"
 
 
 class PictureError(RequestError):

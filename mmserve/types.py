@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import NamedTuple, NewType
+from typing import TYPE_CHECKING, NamedTuple, NewType
 
 import numpy as np
 import numpy.typing as npt
 
 from mmserve.errors import InvalidField, MMServeError
+
+if TYPE_CHECKING:
+    from mmserve.grammar.spec import Constraint
 
 ContentHash = NewType("ContentHash", bytes)
 """Full-width digest of a picture's identity (see ``vision.identity``)."""
@@ -176,12 +179,18 @@ _SAMPLING_RANGES = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """What the engine is asked to do. ``cache_salt`` keeps tenants' cached prefixes apart."""
+    """What the engine is asked to do. ``cache_salt`` keeps tenants' cached prefixes apart.
+
+    ``constraint`` is what the answer must look like. With ``score_from`` nothing is generated: the last event carries
+    the log-probabilities of the prompt's tokens from that position on (at least 1) as its ``logprobs``.
+    """
 
     id: str
     prompt: Prompt
     sampling: SamplingParams
     cache_salt: str = ""
+    constraint: Constraint | None = None
+    score_from: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,11 +218,26 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class ConstraintReport:
+    """How a constraint was kept.
+
+    ``step`` is ``"strict"`` where exactly what was asked is enforced, else ``"coerced"`` or ``"lenient"``, and
+    ``relaxed`` says what was given up, a sentence each. ``closed_early`` says that the budget, not the model, ended the
+    answer, which is complete all the same. ``forced_tokens`` took no forward pass of their own.
+    """
+
+    step: str = "strict"
+    relaxed: tuple[str, ...] = ()
+    closed_early: bool = False
+    forced_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEvent:
     """What one step adds to a request.
 
     The last event of a request, and only that, has ``error``, or ``usage`` and a ``finish_reason``: ``"stop"`` or
-    ``"length"``.
+    ``"length"``; and a ``constraint`` where the request has one.
     ``text`` may be empty: bytes of an unfinished character and the possible start of a stop string are held back.
     """
 
@@ -224,6 +248,7 @@ class TokenEvent:
     finish_reason: str | None = None
     usage: Usage | None = None
     error: MMServeError | None = None
+    constraint: ConstraintReport | None = None
 
     @property
     def last(self) -> bool:

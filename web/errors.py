@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from mmserve.errors import (
+    BudgetTooSmall,
     EngineUnavailable,
     InvalidField,
     MMServeError,
@@ -20,6 +21,7 @@ from mmserve.errors import (
     QueueFull,
     RequestCancelled,
     RequestError,
+    UnsupportedConstraint,
     WireError,
 )
 
@@ -28,6 +30,8 @@ _STATUS: Mapping[type[MMServeError], int] = {
     RequestError: 400,
     ModelNotFound: 404,
     PictureTooLarge: 413,
+    UnsupportedConstraint: 422,
+    BudgetTooSmall: 422,
     QueueFull: 429,
     RequestCancelled: 499,
     EngineUnavailable: 503,
