@@ -4,31 +4,55 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from mmserve.cache.pages import SlotPool
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 6)), max_size=60))
-def test_the_pool_agrees_with_a_set(steps: list[tuple[bool, int]]) -> None:
-    pool, free, taken = SlotPool(16), set(range(16)), []
-    for is_alloc, n in steps:
-        if is_alloc and n > len(free):
+class PoolMachine(RuleBasedStateMachine):
+    """A pool and a set, step for step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = SlotPool(16)
+        self.free = set(range(16))
+        self.taken: list[set[int]] = []
+
+    @rule(n=st.integers(0, 6))
+    def alloc(self, n: int) -> None:
+        if n > len(self.free):
             with pytest.raises(MemoryError):
-                pool.alloc(n)
-        elif is_alloc:
-            slots = pool.alloc(n)
-            assert len(set(slots.tolist())) == n
-            assert set(slots.tolist()) <= free
-            free -= set(slots.tolist())
-            taken.append(slots)
-        elif taken:
-            slots = taken.pop(n % len(taken))
-            pool.free(slots)
-            free |= set(slots.tolist())
-        assert pool.free_count == len(free)
-        assert set(pool.free_slots().tolist()) == free
+                self.pool.alloc(n)
+            return
+        slots = self.pool.alloc(n).tolist()
+        assert len(set(slots)) == n
+        assert set(slots) <= self.free
+        self.free -= set(slots)
+        self.taken.append(set(slots))
+
+    @precondition(lambda self: self.taken)
+    @rule(which=st.integers(0, 99))
+    def give_back(self, which: int) -> None:
+        slots = self.taken.pop(which % len(self.taken))
+        self.pool.free(np.array(sorted(slots), dtype=np.int64))
+        self.free |= slots
+
+    @rule(slot=st.integers(-2, 18))
+    def refuse_what_is_not_taken(self, slot: int) -> None:
+        if not any(slot in slots for slots in self.taken):
+            with pytest.raises(ValueError, match="freed"):
+                self.pool.free(np.array([slot], dtype=np.int64))
+
+    @invariant()
+    def agrees(self) -> None:
+        assert self.pool.free_count == len(self.free)
+        assert set(self.pool.free_slots().tolist()) == self.free
+
+
+TestPool = PoolMachine.TestCase
+TestPool.settings = settings(max_examples=210, stateful_step_count=50, deadline=None)
 
 
 @pytest.mark.parametrize("slots", [[0], [3, 3], [-1], [4]])
