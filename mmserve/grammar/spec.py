@@ -155,7 +155,7 @@ class Words:
             raise InvalidConstraint("start_with may have at most 2000 characters", param="start_with")
         if self.max_words is not None and not 1 <= self.max_words <= 1000:
             raise InvalidConstraint(f"max_words must be between 1 and 1000, got {self.max_words}", param="max_words")
-        if self == Words():
+        if not (self.must_include or self.must_not_include or self.start_with or self.max_words):
             raise InvalidConstraint("nothing is asked of the words; leave the constraint out", param="must_include")
 
 

@@ -41,6 +41,13 @@ class Vocabulary:
 
     def tokenize(self, data: bytes) -> list[int]:
         """Ordinary tokens whose bytes are ``data``, which may begin or end inside a character."""
+        found = self._tokenize(data)
+        if self.bytes_of(found) == data:
+            return found
+        # The tokenizer normalises (NFC), and what is forced or held must not change: byte for byte, then.
+        return [id_ for byte in data for id_ in self.tokenizer.tokenize_bytes(bytes([byte]))]
+
+    def _tokenize(self, data: bytes) -> list[int]:
         found: list[int] = []
         while True:
             ids: list[int] = self.tokenizer.tokenize_bytes(data)
