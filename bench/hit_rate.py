@@ -96,7 +96,7 @@ def replay(queries: Sequence[Query], slots: int, config: EngineConfig = CONFIG, 
             if chunk.row is None or seq is None:
                 continue
             answer = active[seq.id].answer
-            scheduler.append(seq, answer[len(seq.outputs)])
+            scheduler.append(seq, [answer[len(seq.outputs)]])
             if len(seq.outputs) == len(answer):
                 scheduler.end(seq)
                 del active[seq.id]

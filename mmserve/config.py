@@ -27,7 +27,8 @@ class EngineConfig:
     on a CPU and from free memory times ``memory_fraction`` on a GPU. ``step_tokens`` is the budget that prefill chunks
     and decodes share in a step; ``encode_patches`` the vision patches encoded in one. ``tier_bytes`` bounds the second
     cache tier, pinned host memory beside a GPU and a temporary file in ``tier_folder`` beside a CPU; prefixes and gains
-    of fewer than ``tier_min_tokens`` are left to recomputing.
+    of fewer than ``tier_min_tokens`` are left to recomputing. ``fast_forward`` appends the tokens that a grammar forces
+    without computing a choice for each.
     """
 
     device: str = "auto"
@@ -43,6 +44,8 @@ class EngineConfig:
     tier_min_tokens: int = 32
     tier_folder: str | None = None
     decode_threads: int = 2
+    grammar_threads: int = 2
+    fast_forward: bool = True
     share_threshold: int = 32
     reuse: bool = True
     check_invariants: bool = False

@@ -33,3 +33,9 @@ def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(checkpoint_path: Path) -> Checkpoint:
     return load_registry().resolve(str(checkpoint_path))
+
+
+@pytest.fixture(scope="session")
+def pocket_vl() -> Checkpoint:
+    """The embedded model."""
+    return load_registry().resolve("pocket-vl")

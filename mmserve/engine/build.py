@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from mmserve.checkpoint import Checkpoint
 from mmserve.config import EngineConfig
-from mmserve.engine.engine import Engine
-from mmserve.engine.output import OutputStream
+from mmserve.engine.engine import Engine, Outputs
+from mmserve.engine.output import OutputStream, ScoreSheet
 from mmserve.engine.runner import build_runner
 from mmserve.engine.sequence import Sequence
+from mmserve.grammar.vocabulary import Vocabulary
 from mmserve.prompt import TokenTable, mrope_positions
 from mmserve.types import IntArray, Prompt
 
@@ -24,11 +25,16 @@ def build_engine(checkpoint: Checkpoint, config: EngineConfig) -> Engine:
     def new_stream(seq: Sequence) -> OutputStream:
         return OutputStream(seq, table, eos_ids)
 
+    def new_sheet(seq: Sequence) -> ScoreSheet:
+        return ScoreSheet(seq, table)
+
+    runner = build_runner(checkpoint, config)
     return Engine(
-        build_runner(checkpoint, config),
+        runner,
         config,
         positions=positions,
-        new_stream=new_stream,
+        outputs=Outputs(new_stream, new_sheet),
+        vocabulary=Vocabulary(checkpoint.path, size=runner.vocab_size, eos_ids=checkpoint.eos_token_ids),
         eos_ids=checkpoint.eos_token_ids,
         max_model_len=checkpoint.max_model_len,
     )

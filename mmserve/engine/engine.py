@@ -8,17 +8,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from mmserve.config import EngineConfig
-from mmserve.engine.limits import resolve_limits
-from mmserve.engine.output import OutputStream
+from mmserve.engine.limits import check_budget, resolve_limits
+from mmserve.engine.masks import MaskFill, MaskFiller
+from mmserve.engine.output import OutputStream, ScoreSheet
 from mmserve.engine.plan import SchedulerOutput
-from mmserve.engine.runner import Pixels, RunnerOutput
+from mmserve.engine.runner import Masks, Pixels, RunnerOutput
+from mmserve.engine.sampler import RowLogprobs
 from mmserve.engine.scheduler import Scheduler
 from mmserve.engine.sequence import Sequence
 from mmserve.errors import MMServeError
+from mmserve.grammar.closing import Closer
+from mmserve.grammar.compiler import CompiledGrammar, GrammarCompiler
+from mmserve.grammar.spec import Constraint
+from mmserve.grammar.state import GrammarState
+from mmserve.grammar.vocabulary import Vocabulary
 from mmserve.types import ContentHash, IntArray, Picture, Prompt, Request, TokenEvent
 
 log = logging.getLogger(__name__)
@@ -35,7 +43,7 @@ class StepRunner(Protocol):
     def tier_slots(self) -> int: ...
     def prepare(self, picture: Picture) -> Pixels: ...
     def put_pixels(self, content: ContentHash, pixels: Pixels) -> None: ...
-    def execute(self, plan: SchedulerOutput) -> RunnerOutput: ...
+    def execute(self, plan: SchedulerOutput, masks: Masks | None = None) -> RunnerOutput: ...
     def close(self) -> None: ...
 
 
@@ -43,6 +51,14 @@ class Positions(Protocol):
     """A family's position ids: int64 ``(axes, len(prompt))`` and the position of the first generated token."""
 
     def __call__(self, prompt: Prompt) -> tuple[IntArray, int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What makes an engine's outputs: text of a sequence's tokens, and the scores of a prompt's."""
+
+    new_stream: Callable[[Sequence], OutputStream]
+    new_sheet: Callable[[Sequence], ScoreSheet]
 
 
 class Engine:
@@ -59,7 +75,8 @@ class Engine:
         config: EngineConfig,
         *,
         positions: Positions,
-        new_stream: Callable[[Sequence], OutputStream],
+        outputs: Outputs,
+        vocabulary: Vocabulary,
         eos_ids: tuple[int, ...],
         max_model_len: int,
         on_wake: Callable[[], None] = lambda: None,
@@ -67,7 +84,8 @@ class Engine:
         self._runner = runner
         self._config = config
         self._positions = positions
-        self._new_stream = new_stream
+        self._outputs = outputs
+        self._closer = Closer(vocabulary)
         self.max_model_len = min(max_model_len, runner.num_slots)
         self.scheduler = Scheduler(
             config,
@@ -77,6 +95,10 @@ class Engine:
             tier_slots=runner.tier_slots,
         )
         self._streams: dict[str, OutputStream] = {}
+        self._sheets: dict[str, ScoreSheet] = {}
+        self._grammars: dict[str, GrammarState] = {}
+        self._compiler = GrammarCompiler(vocabulary, threads=config.grammar_threads)
+        self._masks = MaskFiller(vocabulary.mask_words, config.grammar_threads)
         self._threads = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="mmserve-decode")
         self._prepared: SimpleQueue[tuple[ContentHash, Future[Pixels]]] = SimpleQueue()
         self.on_wake = on_wake
@@ -86,14 +108,34 @@ class Engine:
         """The request with its limits filled in. Raises ``PromptTooLong`` when it can never fit. Thread safe."""
         return resolve_limits(request, self.max_model_len)
 
-    def add(self, request: Request) -> None:
-        """Take a resolved request whose seed is set."""
+    def compile(self, constraint: Constraint, budget: int | None = None) -> Future[CompiledGrammar]:
+        """Compile a constraint in a thread, once for all that have it, for answers of ``budget`` tokens.
+
+        The future raises ``ConstraintError``. Thread safe; the loop never waits for it.
+        """
+        return self._compiler.submit(constraint, budget)
+
+    def add(self, request: Request, grammar: CompiledGrammar | None = None) -> None:
+        """Take a resolved request whose seed is set, with its constraint's compiled form.
+
+        Raises ``BudgetTooSmall`` where no whole answer fits its ``max_tokens``.
+        """
+        if grammar is not None:
+            check_budget(request, len(grammar.completion))
+        state = self._new_state(request, grammar) if grammar is not None else None
         positions, next_position = self._positions(request.prompt)
         seq = self.scheduler.add(request, positions, next_position)
         try:
-            self._streams[seq.id] = self._new_stream(seq)
+            if request.score_from is not None:
+                self._sheets[seq.id] = self._outputs.new_sheet(seq)
+            else:
+                self._streams[seq.id] = self._outputs.new_stream(seq)
+            if state is not None:
+                self._grammars[seq.id] = state
+                if self._config.fast_forward and not request.sampling.stop:
+                    self._begin(seq, state)
         except Exception:
-            self.scheduler.end(seq)
+            self._end(seq)
             raise
 
     def abort(self, request_id: str) -> None:
@@ -127,35 +169,90 @@ class Engine:
         return self.scheduler.flush()
 
     def stats(self) -> dict[str, float]:
-        return self.scheduler.counters.snapshot() | self.scheduler.gauges()
+        grammar = {f"grammar_{name}": value for name, value in self._compiler.stats().items()}
+        return self.scheduler.counters.snapshot() | self.scheduler.gauges() | grammar
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
+        self._compiler.close()
+        self._masks.close()
         self._runner.close()
 
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _run(self, plan: SchedulerOutput) -> list[TokenEvent]:
+        masks = self._fill_masks(plan)
         try:
-            output = self._runner.execute(plan)
+            output = self._runner.execute(plan, masks)
         except Exception as error:
+            if masks is not None:
+                masks.wait()  # the matchers of other sequences are not this step's any more
             log.exception("a step failed; the requests in it are ended")
             failure = MMServeError(f"the engine failed while computing this request: {type(error).__name__}")
             return [self._fail(seq, failure) for seq in self.scheduler.execution_failed(plan)]
         self.scheduler.update(plan, output.damaged)
         if output.times is not None:
             self.scheduler.observe(output.times)
-        events = []
+        events = self._take_scores(plan, output)
         for sequence_id, token in output.tokens.items():
             seq = self.scheduler.get(sequence_id)
             assert seq is not None
-            self.scheduler.append(seq, token)
-            event = self._streams[sequence_id].push(token, output.logprobs[sequence_id])
-            if event.last:
-                self.scheduler.counters.requests_finished += 1
-                self._end(seq)
-            events.append(event)
+            events.append(self._finish(seq, self._take_token(seq, token, output.logprobs[sequence_id])))
         return events
+
+    def _fill_masks(self, plan: SchedulerOutput) -> MaskFill | None:
+        choosing = [chunk.sequence_id for chunk in plan.chunks if chunk.row is not None]
+        return self._masks.start({id_: self._grammars[id_].matcher for id_ in choosing if id_ in self._grammars})
+
+    def _take_token(self, seq: Sequence, token: int, logprobs: RowLogprobs | None) -> TokenEvent:
+        state = self._grammars.get(seq.id)
+        if state is None:
+            self.scheduler.append(seq, [token])
+            return self._streams[seq.id].push(token, logprobs)
+        step = state.advance(token)
+        self.scheduler.append(seq, step.tokens)
+        return self._streams[seq.id].push_constrained(step, logprobs, state)
+
+    def _take_scores(self, plan: SchedulerOutput, output: RunnerOutput) -> list[TokenEvent]:
+        events = []
+        for chunk in plan.chunks:
+            sheet = self._sheets.get(chunk.sequence_id)
+            if sheet is None:
+                continue
+            if chunk.targets is not None:
+                sheet.push(chunk.start + chunk.scored[0] + 1, output.scores[chunk.sequence_id])
+            seq = self.scheduler.get(chunk.sequence_id)
+            if sheet.complete and seq is not None:
+                events.append(self._finish(seq, sheet.event()))
+        return events
+
+    def _finish(self, seq: Sequence, event: TokenEvent) -> TokenEvent:
+        if event.last:
+            counters = self.scheduler.counters
+            counters.requests_finished += 1
+            if event.constraint is not None:
+                counters.forced_tokens += event.constraint.forced_tokens
+                counters.closed_early += event.constraint.closed_early
+            self._end(seq)
+        return event
+
+    def _new_state(self, request: Request, grammar: CompiledGrammar) -> GrammarState:
+        sampling = request.sampling
+        assert sampling.max_tokens is not None
+        return GrammarState(
+            grammar,
+            self._closer,
+            budget=sampling.max_tokens,
+            fast_forward=self._config.fast_forward and sampling.logprobs is None,
+            stop_ids=sampling.stop_token_ids,
+        )
+
+    def _begin(self, seq: Sequence, state: GrammarState) -> None:
+        """Put what the grammar forces at the start behind the prompt; it is computed with it."""
+        forced = state.begin()
+        if forced:
+            self.scheduler.append(seq, forced)
+            self._streams[seq.id].begin(forced)
 
     def _prepare(self, picture: Picture) -> None:
         def done(future: Future[Pixels]) -> None:
@@ -192,3 +289,5 @@ class Engine:
     def _end(self, seq: Sequence) -> None:
         self.scheduler.end(seq)
         self._streams.pop(seq.id, None)
+        self._sheets.pop(seq.id, None)
+        self._grammars.pop(seq.id, None)

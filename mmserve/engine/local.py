@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import random
 import threading
@@ -12,7 +13,9 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from mmserve.engine.engine import Engine
+from mmserve.engine.limits import check_budget
 from mmserve.errors import EngineUnavailable, MMServeError, QueueFull
+from mmserve.grammar.compiler import CompiledGrammar
 from mmserve.types import Request, TokenEvent
 
 log = logging.getLogger(__name__)
@@ -30,6 +33,7 @@ class _Mailbox:
 class _Add:
     request: Request
     mailbox: _Mailbox
+    grammar: CompiledGrammar | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +86,11 @@ class LocalEngineClient:
         request = self._engine.resolve(_with_seed(request))
         mailbox = _Mailbox(asyncio.get_running_loop(), asyncio.Queue())
         self._open += 1
-        self._inbox.put(_Add(request, mailbox))
-        ended = False
+        ended = True
         try:
+            grammar = await self._compiled(request)
+            self._inbox.put(_Add(request, mailbox, grammar))
+            ended = False
             if self._failure is not None:  # the loop ended while this was sent, perhaps before it could be refused
                 raise self._failure
             while not ended:
@@ -97,6 +103,16 @@ class LocalEngineClient:
             self._open -= 1
             if not ended:
                 self._inbox.put(_Abort(request.id))
+
+    async def _compiled(self, request: Request) -> CompiledGrammar | None:
+        if request.constraint is None:
+            return None
+        # Shielded: the compile is shared, and goes on for others when this caller leaves.
+        grammar = await asyncio.shield(
+            asyncio.wrap_future(self._engine.compile(request.constraint, request.sampling.max_tokens))
+        )
+        check_budget(request, len(grammar.completion))
+        return grammar
 
     async def flush(self) -> int:
         message = _Flush(Future())
@@ -147,7 +163,7 @@ class LocalEngineClient:
     def _add(self, message: _Add) -> None:
         self._mailboxes[message.request.id] = message.mailbox
         try:
-            self._engine.add(message.request)
+            self._engine.add(message.request, message.grammar)
         except Exception as error:
             log.exception("a request could not be added")
             failure = MMServeError(f"the engine could not take the request: {type(error).__name__}")
@@ -192,5 +208,4 @@ def _put_all(batch: list[tuple[_Mailbox, TokenEvent]]) -> None:
 def _with_seed(request: Request) -> Request:
     if request.sampling.seed is not None:
         return request
-    sampling = request.sampling.replace(seed=random.getrandbits(63))
-    return Request(request.id, request.prompt, sampling, request.cache_salt)
+    return dataclasses.replace(request, sampling=request.sampling.replace(seed=random.getrandbits(63)))

@@ -20,6 +20,8 @@ class Counters:
     cached_history_tokens: int = 0
     prefilled_tokens: int = 0
     generated_tokens: int = 0
+    forced_tokens: int = 0
+    closed_early: int = 0
     pictures: int = 0
     pictures_reused: int = 0
     pictures_decoded: int = 0

@@ -40,7 +40,9 @@ class Chunk:
     """Some consecutive new tokens of one sequence: a piece of prefill, or the one token of a decode.
 
     ``token_ids`` is ``(k,)``, ``positions`` ``(axes, k)``, ``slots`` ``(start + k,)``: the KV slots of the whole
-    context with the new tokens' at the end. ``row`` is set where the last position's logits choose a token.
+    context with the new tokens' at the end. ``row`` is set where the last position's logits choose a token. With
+    ``scored``, offsets ``low <= i < high`` of the chunk, the log-probability of each next known token is wanted:
+    ``targets``, ``(high - low,)``, and the ``top_logprobs`` best beside it.
     """
 
     sequence_id: str
@@ -50,6 +52,9 @@ class Chunk:
     slots: IntArray
     pictures: tuple[PictureSlice, ...] = ()
     row: SamplingRow | None = None
+    scored: tuple[int, int] = (0, 0)
+    targets: IntArray | None = None
+    top_logprobs: int = 0
 
     @property
     def stop(self) -> int:

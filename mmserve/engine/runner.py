@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -25,7 +26,7 @@ from mmserve.cache.kv import KVCache
 from mmserve.checkpoint import Checkpoint
 from mmserve.config import EngineConfig
 from mmserve.engine.plan import Chunk, SchedulerOutput
-from mmserve.engine.sampler import RowLogprobs, sample
+from mmserve.engine.sampler import Allowed, RowLogprobs, sample, score
 from mmserve.errors import ConfigError
 from mmserve.models.batch import Decoder, ForwardBatch
 from mmserve.models.families import build_model
@@ -59,14 +60,27 @@ class Encoder(Protocol):
 class RunnerOutput:
     """What a step chose, by sequence: the token, and its log-probabilities where they were asked for.
 
-    ``damaged`` are the sequences for which the second tier could not give back what it should hold. ``times`` is set
-    where there is a second tier.
+    ``scores`` are the log-probabilities of known tokens where those were asked for, in order. ``damaged`` are the
+    sequences for which the second tier could not give back what it should hold. ``times`` is set where there is a
+    second tier.
     """
 
     tokens: dict[str, int]
     logprobs: dict[str, RowLogprobs | None]
     damaged: frozenset[str] = frozenset()
     times: StepTimes | None = None
+    scores: dict[str, list[RowLogprobs]] = field(default_factory=dict)
+
+
+class Masks(Protocol):
+    """Grammar masks on their way, filled while the model computes."""
+
+    @property
+    def sequence_ids(self) -> Sequence[str]:
+        """Whose they are, in the order of their rows; all of them choose a token in this step."""
+
+    def wait(self) -> Tensor:
+        """The masks, int32 ``(N, ceil(V / 32))`` on the host (see ``kernels.mask``)."""
 
 
 class _Clock:
@@ -119,6 +133,11 @@ class Runner:
         """Bytes of one embedding row."""
         return self._decoder.hidden_size * self._dtype.itemsize
 
+    @property
+    def vocab_size(self) -> int:
+        """The number of logits."""
+        return self._decoder.vocab_size
+
     def prepare(self, picture: Picture) -> Pixels:
         """Decode a picture and cut it in patches. Thread safe. Raises ``PictureError``."""
         return Pixels(*self._processor(decode(picture.data, picture.header)))
@@ -127,7 +146,7 @@ class Runner:
         self._pixels[content] = pixels
 
     @torch.inference_mode()
-    def execute(self, plan: SchedulerOutput) -> RunnerOutput:
+    def execute(self, plan: SchedulerOutput, masks: Masks | None = None) -> RunnerOutput:
         clock = _Clock(self._device, running=self._store is not None)
         damaged = self._move(plan)
         fetch_seconds = clock.lap()
@@ -136,28 +155,46 @@ class Runner:
             self._pixels.pop(content, None)
         rows = self._encode(plan.encode) if plan.encode else 0
         encode_seconds = clock.lap()
-        tokens, logprobs = self._compute(plan.chunks)
+        tokens, logprobs, scores = self._compute(plan.chunks, masks)
         times = None
         if self._store is not None:
             computed = sum(len(chunk.token_ids) for chunk in plan.chunks)
             fetched = sum(len(copy.source) for _, copy in plan.fetch)
             seconds = fetch_seconds + encode_seconds + clock.lap()
             times = StepTimes(seconds, computed, fetch_seconds if fetched else 0.0, fetched, encode_seconds, rows)
-        return RunnerOutput(tokens, logprobs, damaged, times)
+        return RunnerOutput(tokens, logprobs, damaged, times, scores)
 
     def close(self) -> None:
         if self._store is not None:
             self._store.close()
 
-    def _compute(self, chunks: Sequence[Chunk]) -> tuple[dict[str, int], dict[str, RowLogprobs | None]]:
+    def _compute(
+        self, chunks: Sequence[Chunk], masks: Masks | None
+    ) -> tuple[dict[str, int], dict[str, RowLogprobs | None], dict[str, list[RowLogprobs]]]:
         if not chunks:
-            return {}, {}
+            return {}, {}, {}
         logits = self._decoder.forward(self._batch(chunks), self._kv.keys, self._kv.values)
         rows = {chunk.sequence_id: chunk.row for chunk in chunks if chunk.row is not None}
+        scores = self._score(logits[len(rows) :], chunks)
         if not rows:
-            return {}, {}
-        sampled = sample(logits, list(rows.values()))
-        return dict(zip(rows, sampled.token_ids, strict=True)), dict(zip(rows, sampled.logprobs, strict=True))
+            return {}, {}, scores
+        allowed = None
+        if masks is not None:
+            place = {sequence_id: i for i, sequence_id in enumerate(rows)}
+            index = np.array([place[sequence_id] for sequence_id in masks.sequence_ids], dtype=np.int64)
+            allowed = Allowed(masks.wait().to(self._device, non_blocking=True), self._tensor(index))
+        sampled = sample(logits[: len(rows)], list(rows.values()), allowed)
+        tokens = dict(zip(rows, sampled.token_ids, strict=True))
+        return tokens, dict(zip(rows, sampled.logprobs, strict=True)), scores
+
+    def _score(self, logits: Tensor, chunks: Sequence[Chunk]) -> dict[str, list[RowLogprobs]]:
+        scored = [(chunk, chunk.targets) for chunk in chunks if chunk.targets is not None]
+        if not scored:
+            return {}
+        targets = self._tensor(np.concatenate([targets for _, targets in scored]))
+        top = [chunk.top_logprobs for chunk, targets in scored for _ in targets]
+        found = iter(score(logits, targets, top))
+        return {chunk.sequence_id: list(islice(found, len(targets))) for chunk, targets in scored}
 
     def _move(self, plan: SchedulerOutput) -> frozenset[str]:
         """Copies between the tiers, saves first; returns the sequences whose fetch failed."""
@@ -180,7 +217,10 @@ class Runner:
     def _batch(self, chunks: Sequence[Chunk]) -> ForwardBatch:
         lengths = [len(chunk.token_ids) for chunk in chunks]
         ends = np.cumsum(lengths, dtype=np.int64)
+        # First the rows that choose a token, then those that score known ones.
         wanted = [int(end) - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.row is not None]
+        for begin, chunk in zip((ends - lengths).tolist(), chunks, strict=True):
+            wanted += range(begin + chunk.scored[0], begin + chunk.scored[1])
         new_slots = np.concatenate([chunk.slots[chunk.start :] for chunk in chunks])
         slots = [torch.from_numpy(chunk.slots) for chunk in chunks]
         rows, index = self._picture_rows(chunks, (ends - lengths).tolist())

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.mask import apply_token_bitmask
 from mmserve.engine.plan import SamplingRow
 from mmserve.types import IntArray, SamplingParams
 
@@ -36,6 +37,17 @@ class RowLogprobs:
     top: tuple[tuple[int, float], ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Allowed:
+    """Which tokens some rows may take: ``bits`` int32 ``(N, ceil(V / 32))`` for the ``rows``, int64 ``(N,)``, distinct.
+
+    See ``kernels.mask``. Every row must allow a token.
+    """
+
+    bits: Tensor
+    rows: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """For each row the chosen id, and its log-probabilities where they were asked for."""
@@ -44,13 +56,16 @@ class Sampled:
     logprobs: list[RowLogprobs | None]
 
 
-def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
+def sample(logits: Tensor, rows: Sequence[SamplingRow], allowed: Allowed | None = None) -> Sampled:
     """Choose one token for each row of ``logits``, float32 ``(B, V)``, which is left as it is.
 
-    In the order that :class:`mmserve.types.SamplingParams` states. Among equal logits the lowest id counts as the
-    better: greedy takes it, ``top_k`` keeps exactly k, and ``top_p`` keeps the fewest tokens that reach it.
+    In the order that :class:`mmserve.types.SamplingParams` states, with what a grammar allows after the penalties.
+    Among equal logits the lowest id counts as the better: greedy takes it, ``top_k`` keeps exactly k, and ``top_p``
+    keeps the fewest tokens that reach it.
     """
     shaped = _shape(logits, rows)
+    if allowed is not None:
+        shaped = apply_token_bitmask(logits.clone() if shaped is logits else shaped, allowed.bits, allowed.rows)
     tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
     ways = [_way(row.params) for row in rows]
     for choose in (_best, _draw, _draw_filtered):
@@ -61,6 +76,24 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
             index = torch.tensor(members, device=logits.device)
             tokens.index_copy_(0, index, choose(shaped.index_select(0, index), [rows[i] for i in members]))
     return Sampled(tokens.tolist(), _logprobs(logits, tokens, rows))
+
+
+def score(logits: Tensor, targets: Tensor, top: Sequence[int]) -> list[RowLogprobs]:
+    """Log-probabilities of given tokens: ``targets``, int64 ``(B,)``, under the rows of ``logits``, float32 ``(B, V)``.
+
+    ``top`` says how many of the best are wanted with each.
+    """
+    logprobs = logits.log_softmax(-1)
+    chosen = logprobs.gather(1, targets.unsqueeze(1)).squeeze(1).tolist()
+    most = min(logits.shape[1], max(top, default=0))
+    if not most:
+        return [RowLogprobs(value, ()) for value in chosen]
+    ids = _ranked(logits, most)
+    best = zip(ids.tolist(), logprobs.gather(1, ids).tolist(), strict=True)
+    return [
+        RowLogprobs(value, tuple(zip(best_ids[:count], values[:count], strict=True)))
+        for value, count, (best_ids, values) in zip(chosen, top, best, strict=True)
+    ]
 
 
 def uniform(seed: int, position: int) -> float:
@@ -198,13 +231,10 @@ def _logprobs(logits: Tensor, tokens: Tensor, rows: Sequence[SamplingRow]) -> li
     if not wanted:
         return found
     index = torch.tensor(list(wanted), device=logits.device)
-    raw = logits.index_select(0, index)
-    logprobs = raw.log_softmax(-1)
-    chosen = logprobs.gather(1, tokens[index].unsqueeze(1)).squeeze(1).tolist()
-    ids = _ranked(raw, min(logits.shape[1], max(wanted.values())))
-    best = zip(ids.tolist(), logprobs.gather(1, ids).tolist(), strict=True)
-    for (i, count), own, (best_ids, values) in zip(wanted.items(), chosen, best, strict=True):
-        found[i] = RowLogprobs(own, tuple(zip(best_ids[:count], values[:count], strict=True)))
+    for i, scored in zip(
+        wanted, score(logits.index_select(0, index), tokens[index], list(wanted.values())), strict=True
+    ):
+        found[i] = scored
     return found
 
 

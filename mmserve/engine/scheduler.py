@@ -9,7 +9,7 @@ from the device goes to the second tier, and comes back in a step of its own bef
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Collection, Iterable, Set
 
 import numpy as np
 
@@ -81,7 +81,7 @@ class Scheduler:
         self._arrivals += 1
         seq = Sequence(request, numbers, positions, next_position, self._arrivals)
         self._sequences[seq.id] = seq
-        match = self.tree.match(seq.key, seq.spans, salt=seq.salt, limit=len(seq) - 1) if self._config.reuse else None
+        match = self.tree.match(seq.key, seq.spans, salt=seq.salt, limit=seq.reusable) if self._config.reuse else None
         self._waiting.add(seq, cached=match is not None and 2 * match.length >= len(seq))
         self.counters.requests_added += 1
         return seq
@@ -189,10 +189,10 @@ class Scheduler:
         if self.tier is not None:
             self.tier.costs.observe(times)
 
-    def append(self, seq: Sequence, token: int) -> None:
-        """The token that the sequence's last chunk chose."""
-        self.counters.generated_tokens += 1
-        seq.append(token)
+    def append(self, seq: Sequence, tokens: Collection[int]) -> None:
+        """The token that the sequence's last chunk chose, and those that a grammar puts behind it."""
+        self.counters.generated_tokens += len(tokens)
+        seq.append(tokens)
 
     # -- state --------------------------------------------------------------------------------------------------
 
@@ -266,10 +266,10 @@ class Scheduler:
     def _look_up(self, seq: Sequence) -> int:
         """Find the cached prefix, in either tier, and hold or want the pictures behind it. Returns its length."""
         seq.looked_up = True
-        match = self.tree.match(seq.key, seq.spans, salt=seq.salt, limit=len(seq) - 1) if self._config.reuse else None
+        match = self.tree.match(seq.key, seq.spans, salt=seq.salt, limit=seq.reusable) if self._config.reuse else None
         hit = match.length if match else 0
         if self.tier is not None:
-            hit = self.tier.reach(seq.key, seq.spans, salt=seq.salt, hit=hit)
+            hit = self.tier.reach(seq.reusable_key, seq.spans, salt=seq.salt, hit=hit)
         pictures = seq.request.prompt.pictures
         needed = {pictures[i].content: pictures[i] for i in seq.pictures_from(hit)}
         for content in (seq.held | seq.wanted) - needed.keys():
@@ -412,7 +412,7 @@ class Scheduler:
         for other in self._running.values():
             if other.salt != seq.salt or not other.in_prefill:
                 continue
-            shared = seq.spans.clamp(common_prefix(seq.key[:-1], other.key))
+            shared = seq.spans.clamp(common_prefix(seq.key[: seq.reusable], other.key))
             if shared - max(hit, other.computed) > 0 and shared - hit >= self._config.share_threshold:
                 seq.blocked_by = (other, shared)
                 return True
@@ -420,7 +420,7 @@ class Scheduler:
 
     def _start(self, seq: Sequence, *, advance: bool) -> bool:
         """Give a waiting sequence its cached prefix and a place among the running, if its prompt's slots can be had."""
-        match = self.tree.match(seq.key, seq.spans, salt=seq.salt, limit=len(seq) - 1) if self._config.reuse else None
+        match = self.tree.match(seq.key, seq.spans, salt=seq.salt, limit=seq.reusable) if self._config.reuse else None
         handle = self.tree.acquire(match, salt=seq.salt)
         wanted = len(seq) - handle.length + len(self._running)
         if self._running and wanted > self.pool.free_count + self.tree.evictable_tokens:
@@ -465,7 +465,7 @@ class Scheduler:
         """Plan to fetch what the second tier has behind the device's prefix, where slots for it can be had."""
         if self.tier is None or seq.handle is None:
             return
-        loan = self.tier.borrow(seq.key, seq.spans, salt=seq.salt, hit=seq.handle.length)
+        loan = self.tier.borrow(seq.reusable_key, seq.spans, salt=seq.salt, hit=seq.handle.length)
         if loan is None:
             return
         missing = len(loan.slots) - self.pool.free_count

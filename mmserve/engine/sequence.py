@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import Enum, auto
 
 import numpy as np
@@ -49,6 +50,7 @@ class Sequence:
         self.looked_up = False
         self.cached_tokens: int | None = None
         self.cached_pictures = 0
+        self._newest = 0
         self._positions = positions
         self._next_position = next_position
         self._first_rows = first_rows(request.prompt.ranges)
@@ -79,26 +81,39 @@ class Sequence:
 
     @property
     def in_prefill(self) -> bool:
-        """Whether more than a decode's one token is still to be computed before the next sample."""
-        return self.pending > 1 or not self.outputs
+        """Whether more than the tokens of the last ``append`` are to be computed before the next is chosen."""
+        return self.pending > self._newest or not self.computed
+
+    @property
+    def reusable(self) -> int:
+        """How many tokens a cached prefix may have: the next token's logits must be computed, or those to be scored."""
+        if self.request.score_from is None:
+            return self._length - 1
+        return self.request.score_from - 1
 
     @property
     def key(self) -> IntArray:
         return self._key[: self._length]
 
     @property
+    def reusable_key(self) -> IntArray:
+        """The key as far as the first token that has to be computed, that one included."""
+        return self._key[: self.reusable + 1]
+
+    @property
     def slots(self) -> IntArray:
         return self._slots[: self.reserved]
 
-    def append(self, token: int) -> None:
-        """Add a generated token, whose keys and values are not computed yet."""
-        if self._length == len(self._key):
+    def append(self, tokens: Collection[int]) -> None:
+        """Add generated tokens, whose keys and values are not computed yet: a chosen one and those that it forces."""
+        length = self._length + len(tokens)
+        while length > len(self._key):
             self._key = _grown(self._key)
             self._ids = _grown(self._ids)
-        self._key[self._length] = token
-        self._ids[self._length] = token
-        self._length += 1
-        self.outputs.append(token)
+        self._key[self._length : length] = self._ids[self._length : length] = tuple(tokens)
+        self._length = length
+        self._newest = len(tokens) if self.computed else 0
+        self.outputs.extend(tokens)
 
     def reserve(self, slots: IntArray) -> None:
         """Slots for the tokens behind the reserved ones; they are this sequence's."""
@@ -138,8 +153,12 @@ class Sequence:
         """The next ``tokens`` tokens as work; their slots must be reserved."""
         start, stop = self.computed, self.computed + tokens
         assert stop <= self.reserved
-        row = None
-        if stop == self._length:
+        row, scored, targets = None, (0, 0), None
+        if self.request.score_from is not None:
+            low, high = max(start, self.request.score_from - 1), max(start, min(stop, self._length - 1))
+            if low < high:
+                scored, targets = (low - start, high - start), self._ids[low + 1 : high + 1]
+        elif stop == self._length:
             row = SamplingRow(
                 self.request.sampling, self.seed, stop, self._ids[: self.prompt_length], self.outputs, banned
             )
@@ -151,12 +170,17 @@ class Sequence:
             slots=self._slots[:stop],
             pictures=tuple(self._slices(start, stop)) if start < self.prompt_length else (),
             row=row,
+            scored=scored,
+            targets=targets,
+            top_logprobs=self.request.sampling.logprobs or 0,
         )
 
     def _positions_of(self, start: int, stop: int) -> IntArray:
-        prompt = self._positions[:, start:stop]
         if stop <= self.prompt_length:
-            return prompt
+            return self._positions[:, start:stop]
+        if start + 1 == stop:
+            return np.full((len(self._positions), 1), self._next_position + start - self.prompt_length, dtype=np.int64)
+        prompt = self._positions[:, start:stop]
         behind = np.arange(max(start, self.prompt_length), stop, dtype=np.int64) - self.prompt_length
         generated = np.broadcast_to(behind + self._next_position, (len(self._positions), len(behind)))
         return np.concatenate([prompt, generated], axis=1) if prompt.shape[1] else generated

@@ -1,7 +1,8 @@
 """A device that computes hashes instead of attention, and the sequential truth to hold the scheduler against.
 
 The "keys and values" of a position are a hash of everything before it: ids, positions, picture rows. A token is
-the last hash modulo a small vocabulary. So one wrong slot, a stale row or a wrong position changes the answer.
+the last hash modulo a small vocabulary. So one wrong slot, a stale row or a wrong position changes the answer. The
+score of a known token is a hash of what is before it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from mmserve.types import (
 
 VOCABULARY = 5
 PAD = 1000
+FORCED = 1
 
 
 def mix(*parts: object) -> int:
@@ -67,8 +69,17 @@ def positions_of(prompt: Prompt) -> tuple[IntArray, int]:
     return np.array([positions[:-1]], dtype=np.int64), positions[-1]
 
 
+def forced_after(request: Request, outputs: list[int]) -> list[int]:
+    """What a make-believe grammar puts behind the outputs so far: a request of seed ``FORCED`` has one."""
+    assert request.sampling.max_tokens is not None
+    room = request.sampling.max_tokens - len(outputs)
+    if request.sampling.seed != FORCED or (outputs and outputs[-1] > 1):
+        return []
+    return [2 + len(outputs) % 2] * min(room - (not outputs), 1 + len(outputs) % 3)
+
+
 def truth(request: Request) -> list[int]:
-    """The answer, computed alone and in order."""
+    """The answer, computed alone and in order; of a request that scores, the scores."""
     prompt = request.prompt
     positions, next_position = positions_of(prompt)
     row_of = {}
@@ -76,13 +87,20 @@ def truth(request: Request) -> list[int]:
         for i in range(start, end):
             row_of[i] = (prompt.pictures[picture].content, i - start)
     state = mix("start")
+    scores: list[int] = []
     for i, token in enumerate(prompt.token_ids.tolist()):
+        scores.append(mix(state, "score", token))
         state = mix(state, token, int(positions[0, i]), row_of.get(i))
+    if request.score_from is not None:
+        return scores[request.score_from :]
     outputs: list[int] = []
     assert request.sampling.max_tokens is not None
+    queue = forced_after(request, outputs)
     while len(outputs) < request.sampling.max_tokens:
-        outputs.append(state % VOCABULARY)
+        chosen = not queue
+        outputs.append(queue.pop(0) if queue else state % VOCABULARY)
         state = mix(state, outputs[-1], next_position + len(outputs) - 1, None)
+        queue += forced_after(request, outputs) if chosen else []
     return outputs
 
 
@@ -95,6 +113,7 @@ class HashDevice:
         self.rows: set[ContentHash] = set()
         self.pixels: set[ContentHash] = set()
         self.encoded: list[ContentHash] = []
+        self.scores: dict[tuple[str, int], int] = {}
         self.computed_tokens = 0
         self.size = slots
 
@@ -136,6 +155,10 @@ class HashDevice:
                 state = mix(before, token, int(chunk.positions[0, k]), row_of.get(k))
                 self.slots[int(chunk.slots[at])] = state
                 self.computed_tokens += 1
+                if chunk.scored[0] <= k < chunk.scored[1]:
+                    assert chunk.targets is not None
+                    target = int(chunk.targets[k - chunk.scored[0]])
+                    self.scores[chunk.sequence_id, at + 1] = mix(state, "score", target)
             if chunk.row is not None:
                 assert chunk.row.position == chunk.stop
                 tokens[chunk.sequence_id] = state % VOCABULARY
@@ -167,8 +190,10 @@ class Simulation:
         self.decoded: list[ContentHash] = []
 
     def add(self, request: Request) -> None:
-        self.scheduler.add(request, *positions_of(request.prompt))
-        self.answers[request.id] = []
+        seq = self.scheduler.add(request, *positions_of(request.prompt))
+        self.answers[request.id] = [] if request.score_from is not None else forced_after(request, [])
+        if self.answers[request.id]:
+            self.scheduler.append(seq, self.answers[request.id])
 
     def abort(self, request_id: str) -> None:
         seq = self.scheduler.get(request_id)
@@ -185,9 +210,16 @@ class Simulation:
         for sequence_id, token in self._execute(plan).items():
             seq = self.scheduler.get(sequence_id)
             assert seq is not None
-            self.scheduler.append(seq, token)
-            self.answers[sequence_id].append(token)
+            forced = forced_after(seq.request, [*seq.outputs, token])
+            self.scheduler.append(seq, [token, *forced])
+            self.answers[sequence_id] += [token, *forced]
             if len(seq.outputs) == seq.request.sampling.max_tokens:
+                self.scheduler.end(seq)
+        for chunk in plan.chunks:
+            seq = self.scheduler.get(chunk.sequence_id)
+            if seq is not None and seq.request.score_from is not None and seq.computed == len(seq):
+                places = range(seq.request.score_from, len(seq))
+                self.answers[seq.id] = [self.device.scores[seq.id, at] for at in places]
                 self.scheduler.end(seq)
         if self.check:
             self.scheduler.check()
@@ -215,5 +247,14 @@ class Simulation:
         self.scheduler.prepared(picture.content)
 
 
-def request(name: str, parts: list[int | Picture], max_tokens: int = 3, salt: str = "") -> Request:
-    return Request(name, make_prompt(parts), SamplingParams(max_tokens=max_tokens, seed=0), salt)
+def request(
+    name: str,
+    parts: list[int | Picture],
+    max_tokens: int = 3,
+    salt: str = "",
+    *,
+    forced: bool = False,
+    score_from: int | None = None,
+) -> Request:
+    sampling = SamplingParams(max_tokens=max_tokens, seed=FORCED if forced else 0)
+    return Request(name, make_prompt(parts), sampling, salt, score_from=score_from)

@@ -166,7 +166,7 @@ def test_a_failing_step_ends_its_requests_and_the_next_is_served(
 ) -> None:
     execute = engine._runner.execute
 
-    def broken(_: object) -> object:
+    def broken(*_: object) -> object:
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(engine._runner, "execute", broken)

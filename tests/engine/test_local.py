@@ -129,7 +129,7 @@ async def test_a_loop_that_fails_answers_everybody(
 async def test_a_request_that_cannot_be_added_is_answered_and_the_next_is_served(
     client: LocalEngineClient, prompts: PromptBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(_: Engine, __: Request) -> None:
+    def broken(*_: object) -> None:
         raise RuntimeError("no positions")
 
     with monkeypatch.context() as patch:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmserve.engine import sampler
 from mmserve.engine.plan import SamplingRow
-from mmserve.engine.sampler import sample, uniform
+from mmserve.engine.sampler import Allowed, sample, score, uniform
 from mmserve.types import SamplingParams
 
 VOCABULARY = 300
@@ -385,3 +385,76 @@ class TestLogprobs:
         (found,) = sample(torch.zeros(1, 3), [make_row(logprobs=20)]).logprobs
         assert found is not None
         assert [value for _, value in found.top] == pytest.approx([math.log(1 / 3)] * 3)
+
+
+class TestAllowed:
+    """Grammar masks: only allowed tokens are chosen, whatever else is asked for."""
+
+    @staticmethod
+    def masks(allowed: Sequence[Sequence[int]], vocabulary: int = VOCABULARY) -> Tensor:
+        bits = np.zeros((len(allowed), -(-vocabulary // 32) * 32), dtype=bool)
+        for row, ids in enumerate(allowed):
+            bits[row, list(ids)] = True
+        return torch.from_numpy(np.packbits(bits, axis=1, bitorder="little").view(np.int32))
+
+    @settings(deadline=None, max_examples=100)
+    @given(
+        st.integers(0, 2**31),
+        st.sampled_from([0.0, 0.7, 5.0]),
+        st.sampled_from([0, 1, 3, 40]),
+        st.sampled_from([1.0, 0.5]),
+        st.sampled_from([0.0, 0.3]),
+    )
+    def test_every_choice_is_allowed(
+        self, seed: int, temperature: float, top_k: int, top_p: float, min_p: float
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        logits = random_logits(6, seed)
+        chosen = rng.permutation(6)[:4]
+        allowed = [rng.permutation(VOCABULARY)[: rng.integers(1, 9)].tolist() for _ in chosen]
+        rows = [
+            make_row(
+                seed=i,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+                output=[1, 2],
+                presence_penalty=1.0,
+            )
+            for i in range(6)
+        ]
+        before = logits.clone()
+        found = sample(logits, rows, Allowed(self.masks(allowed), torch.from_numpy(chosen.astype(np.int64)))).token_ids
+        assert torch.equal(logits, before)
+        free = sample(logits, rows).token_ids
+        for row, ids in zip(chosen, allowed, strict=True):
+            assert found[row] in ids
+        for row in set(range(6)) - set(chosen.tolist()):
+            assert found[row] == free[row]
+
+    def test_the_mask_comes_before_the_filters(self) -> None:
+        logits = torch.tensor([[9.0, 8.0, 1.0, 0.5]])
+        masks = Allowed(self.masks([[2, 3]], 4), torch.tensor([0]))
+        seen = {sample(logits, [make_row(seed=s, temperature=1.0, top_k=2)], masks).token_ids[0] for s in range(40)}
+        assert seen == {2, 3}
+
+    def test_log_probabilities_are_the_models_own(self) -> None:
+        logits = torch.tensor([[2.0, 0.0]])
+        found = sample(logits, [make_row(logprobs=2)], Allowed(self.masks([[1]], 2), torch.tensor([0])))
+        assert found.token_ids == [1]
+        (entry,) = found.logprobs
+        assert entry is not None
+        assert entry.chosen == pytest.approx(logits.log_softmax(-1)[0, 1].item())
+
+
+def test_scores_are_log_softmax_of_the_targets() -> None:
+    logits = random_logits(5)
+    targets = torch.tensor([0, 7, 299, 7, 3])
+    for entry, row, target, top in zip(
+        score(logits, targets, [0, 2, 0, 5, 1]), logits, targets, [0, 2, 0, 5, 1], strict=True
+    ):
+        expected = row.log_softmax(-1)
+        assert entry.chosen == pytest.approx(expected[target].item())
+        assert [id_ for id_, _ in entry.top] == row.topk(5).indices.tolist()[:top]
+    assert [entry.top for entry in score(logits, targets, [0] * 5)] == [()] * 5

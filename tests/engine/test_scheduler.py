@@ -196,10 +196,25 @@ def test_a_second_request_with_the_same_id_is_refused() -> None:
         scheduler.add(r, *positions_of(prompt))
 
 
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32), slots=st.integers(48, 120), step_tokens=st.sampled_from([3, 7, 16, 64]))
-def test_any_mix_answers_as_if_alone(seed: int, slots: int, step_tokens: int) -> None:
-    """Shared prefixes and pictures, tiny pools, aborts and flushes: every answer is the sequential one."""
+def test_any_mix_answers_as_if_alone() -> None:
+    """Shared prefixes and pictures, tiny pools, aborts and flushes: every answer is the sequential one.
+
+    At least 10,000 steps of the scheduler, its invariants checked after each.
+    """
+    steps = 0
+
+    @settings(max_examples=450, deadline=None)
+    @given(seed=st.integers(0, 2**32), slots=st.integers(48, 120), step_tokens=st.sampled_from([3, 7, 16, 64]))
+    def play(seed: int, slots: int, step_tokens: int) -> None:
+        nonlocal steps
+        steps += play_mix(seed, slots, step_tokens)
+
+    play()
+    assert steps >= 10_000
+
+
+def play_mix(seed: int, slots: int, step_tokens: int) -> int:
+    """One mix, its answers held against the truth; returns the number of steps."""
     rng = random.Random(seed)
     pictures = [make_picture(name, rng.randint(1, 9)) for name in "pqrs"]
     broken = make_picture("broken", 2)
@@ -227,7 +242,11 @@ def test_any_mix_answers_as_if_alone(seed: int, slots: int, step_tokens: int) ->
         parts += [rng.choice(anything) for _ in range(rng.randint(1, 3))]
         parts += [rng.randint(0, 2)] * rng.randint(0, 3)
         parts += [broken] if rng.random() < 0.1 else []
-        requests[str(i)] = request(str(i), parts, rng.randint(1, 9), rng.choice(["", "", "salt"]))
+        salt = rng.choice(["", "", "salt"])
+        requests[str(i)] = request(str(i), parts, rng.randint(1, 9), salt, forced=rng.random() < 0.3)
+        length = len(requests[str(i)].prompt)
+        if rng.random() < 0.2 and length > 1:
+            requests[str(i)] = request(str(i), parts, salt=salt, score_from=rng.randint(1, length - 1))
     aborted = set()
     for name, r in requests.items():
         simulation.add(r)
@@ -249,6 +268,7 @@ def test_any_mix_answers_as_if_alone(seed: int, slots: int, step_tokens: int) ->
     simulation.scheduler.flush()
     simulation.scheduler.check()
     assert simulation.scheduler.pool.free_count == slots
+    return simulation.steps
 
 
 def test_what_eviction_takes_comes_back_from_the_second_tier() -> None:

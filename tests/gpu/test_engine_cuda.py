@@ -19,7 +19,6 @@ from mmserve.checkpoint import Checkpoint
 from mmserve.config import EngineConfig, Limits
 from mmserve.engine.build import build_engine
 from mmserve.prompt import PromptBuilder
-from mmserve.registry import load_registry
 from mmserve.types import ImagePart, Message, Request, SamplingParams, TextPart
 from tests.proofs.serving import serve
 from tests.reference import Expected, Reference, Tally
@@ -36,11 +35,6 @@ def exact_float32() -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     yield
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
-@pytest.fixture(scope="module")
-def pocket_vl() -> Checkpoint:
-    return load_registry().resolve("pocket-vl")
 
 
 @pytest.fixture(scope="module")

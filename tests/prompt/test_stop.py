@@ -89,3 +89,40 @@ def test_long_stop_strings_take_linear_time(stop: str) -> None:
 
     quarter = min(cpu_seconds(2_000) for _ in range(3))
     assert min(cpu_seconds(8_000) for _ in range(3)) < 8 * quarter + 0.01
+
+
+def by_hand_where_accepted(stops: list[str], text: str, accepted: set[int]) -> tuple[str, str | None]:
+    for end in range(1, len(text) + 1):
+        complete = sorted((s for s in stops if text[:end].endswith(s)), key=len, reverse=True)
+        for stop in complete:
+            if end - len(stop) in accepted:
+                return text[: end - len(stop)], stop
+    return text, None
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3, unique=True),
+    st.lists(st.text("ab", max_size=6), max_size=8),
+    st.sets(st.integers(0, 40)),
+)
+def test_a_stop_string_counts_only_where_it_is_accepted(
+    stops: list[str], pieces: list[str], accepted: set[int]
+) -> None:
+    whole = "".join(pieces)
+
+    def accepts(text: str) -> bool:
+        assert whole.startswith(text)
+        return len(text) in accepted
+
+    checker = StopChecker(stops)
+    text = "".join(checker.push(piece, accepts) for piece in pieces) + checker.flush()
+    assert (text, checker.stopped) == by_hand_where_accepted(stops, whole, accepted)
+
+
+def test_skipped_text_is_part_of_what_is_accepted() -> None:
+    checker = StopChecker(["!"])
+    checker.skip("abc")
+    seen: list[str] = []
+    assert checker.push("d!e", lambda text: bool(seen.append(text)) or True) == "d"
+    assert seen == ["abcd"]

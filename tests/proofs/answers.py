@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmserve.engine.engine import Engine
 from mmserve.engine.plan import SamplingRow
-from mmserve.engine.sampler import Sampled, sample
+from mmserve.engine.sampler import Allowed, Sampled, sample
 from mmserve.types import Request, TokenLogprob, Usage
 from tests.reference import NEAR_TIE
 
@@ -80,9 +80,9 @@ def recorded_choices() -> Iterator[list[tuple[Tensor, SamplingRow]]]:
     """What every choice inside the block is made from, in order: float32 logits ``(V,)`` and the sampler's row."""
     seen: list[tuple[Tensor, SamplingRow]] = []
 
-    def recording(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
+    def recording(logits: Tensor, rows: Sequence[SamplingRow], allowed: Allowed | None) -> Sampled:
         seen.extend(zip(logits.clone(), rows, strict=True))
-        return sample(logits, rows)
+        return sample(logits, rows, allowed)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mmserve.engine.runner.sample", recording)

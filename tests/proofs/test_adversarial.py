@@ -29,7 +29,6 @@ from mmserve.engine.engine import Engine
 from mmserve.engine.local import LocalEngineClient
 from mmserve.errors import CorruptPicture
 from mmserve.prompt import PromptBuilder
-from mmserve.registry import load_registry
 from mmserve.types import ContentHash, Grid, Picture, Prompt, Request, SamplingParams
 from tests.proofs import traps
 from tests.proofs.answers import TOLERANCE, Answer, ask, distance, furthest, parted_at
@@ -67,11 +66,6 @@ class Cold:
             self._answers[asked] = ask(engine, [self.request(asked)])["cold"]
             engine.close()
         return self._answers[asked]
-
-
-@pytest.fixture(scope="module")
-def pocket_vl() -> Checkpoint:
-    return load_registry().resolve("pocket-vl")
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,6 @@ from mmserve.engine.build import build_engine
 from mmserve.engine.engine import Engine
 from mmserve.engine.plan import SamplingRow
 from mmserve.engine.sampler import uniform
-from mmserve.registry import load_registry
 from mmserve.types import IntArray, Prompt, SamplingParams, TokenLogprob
 from tests.proofs.answers import MAX_STEPS, TOLERANCE, could_choose, distance
 from tests.proofs.mixes import Asked, Askers, Truths, engine_config
@@ -37,11 +36,6 @@ COUNTED = (
     *("preemptions", "evicted_tokens", "tier_saved_tokens", "tier_fetched_tokens", "tier_damaged"),
     *("cached_tokens", "prefilled_tokens", "pictures_reused", "pictures_encoded", "steps"),
 )
-
-
-@pytest.fixture(scope="module")
-def pocket_vl() -> Checkpoint:
-    return load_registry().resolve("pocket-vl")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ from mmserve.config import EngineConfig, Limits
 from mmserve.engine.build import build_engine
 from mmserve.engine.local import LocalEngineClient
 from mmserve.prompt import PromptBuilder
-from mmserve.registry import load_registry
 from mmserve.types import Prompt, Request, SamplingParams
 from tests.proofs.serving import serve
 from tests.proofs.traps import conversation, drawing
@@ -34,11 +33,6 @@ CONFIG = EngineConfig(device="cpu", dtype="float32", kv_slots=8192, check_invari
 SAMPLING = SamplingParams(max_tokens=4, temperature=0.0, seed=0)
 QUESTIONS = [f"{chr(ord('!') + i)} is there a red shape?" for i in range(COUNT)]
 """Their first tokens differ, so that two prompts share what stands before the question and nothing else."""
-
-
-@pytest.fixture(scope="module")
-def pocket_vl() -> Checkpoint:
-    return load_registry().resolve("pocket-vl")
 
 
 @pytest.fixture(scope="module")
