@@ -8,8 +8,10 @@ from mmserve import __version__
 from web.errors import install_error_handlers
 from web.middleware import Guard
 from web.routes.chat import chat_router
+from web.routes.decisions import decisions_router
 from web.routes.health import health_router
 from web.routes.models import models_router
+from web.routes.native import native_router
 from web.routes.page import add_page
 from web.routes.vqa import vqa_router
 from web.service import Service
@@ -25,6 +27,8 @@ def create_app(service: Service) -> FastAPI:
     install_error_handlers(app)
     app.include_router(vqa_router(service))
     app.include_router(chat_router(service))
+    app.include_router(decisions_router(service))
+    app.include_router(native_router(service))
     app.include_router(models_router(service))
     app.include_router(health_router(service, __version__))
     add_page(app, service)

@@ -115,6 +115,8 @@ def explain(errors: Sequence[Any]) -> InvalidField:
         return InvalidField(f"the body is not valid JSON: {text.removeprefix('Invalid JSON: ')}")
     if kind == "missing":
         return InvalidField(f"{name} is missing; it is required", param=name)
+    if kind == "extra_forbidden":
+        return InvalidField(f"{name} is not a field here; leave it out", param=name)
     if kind == "value_error":
         text = text.removeprefix("Value error, ")
         return InvalidField(f"{name}: {text}" if name else text, param=name or None)

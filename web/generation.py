@@ -12,7 +12,8 @@ from starlette.concurrency import run_in_threadpool
 
 from mmserve.engine.client import EngineClient
 from mmserve.errors import EngineUnavailable
-from mmserve.types import Prompt, Request, SamplingParams, TokenEvent, TokenLogprob, Usage
+from mmserve.grammar.spec import Constraint
+from mmserve.types import ConstraintReport, Prompt, Request, SamplingParams, TokenEvent, TokenLogprob, Usage
 
 T = TypeVar("T")
 
@@ -28,14 +29,20 @@ async def offload(size: int, work: Callable[[], T]) -> T:
 
 
 def make_requests(
-    identity: str, prompt: Prompt, sampling: SamplingParams, cache_salt: str, count: int = 1
+    identity: str,
+    prompt: Prompt,
+    sampling: SamplingParams,
+    cache_salt: str,
+    count: int = 1,
+    constraint: Constraint | None = None,
 ) -> tuple[Request, ...]:
     """``count`` requests for one prompt. A given seed counts up, or all answers would be the same."""
     if count == 1:
-        return (Request(identity, prompt, sampling, cache_salt),)
+        return (Request(identity, prompt, sampling, cache_salt, constraint),)
     seeds = [None if sampling.seed is None else _wrap_seed(sampling.seed + i) for i in range(count)]
     return tuple(
-        Request(f"{identity}-{i}", prompt, sampling.replace(seed=seed), cache_salt) for i, seed in enumerate(seeds)
+        Request(f"{identity}-{i}", prompt, sampling.replace(seed=seed), cache_salt, constraint)
+        for i, seed in enumerate(seeds)
     )
 
 
@@ -117,12 +124,13 @@ class Tally:
         self.logprobs: list[TokenLogprob] = []
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
+        self.constraint: ConstraintReport | None = None
 
     def add(self, event: TokenEvent) -> None:
         self._texts.append(event.text)
         self.logprobs.extend(event.logprobs)
         if event.last:
-            self.finish_reason, self.usage = event.finish_reason, event.usage
+            self.finish_reason, self.usage, self.constraint = event.finish_reason, event.usage, event.constraint
 
     @property
     def text(self) -> str:
@@ -170,7 +178,12 @@ def logprobs_json(logprobs: Iterable[TokenLogprob]) -> dict[str, Any]:
     }
 
 
+def bounded(logprob: float) -> float:
+    """``logprob`` as JSON can carry it."""
+    return logprob if logprob > _LOWEST_LOGPROB else _LOWEST_LOGPROB
+
+
 def _token_json(token: str, logprob: float) -> dict[str, Any]:
     # A token that holds part of a character has no text of its own, and its bytes are not those of the stand-in.
     data = None if "\ufffd" in token else list(token.encode("utf-8", "surrogatepass"))
-    return {"token": token, "logprob": logprob if logprob > _LOWEST_LOGPROB else _LOWEST_LOGPROB, "bytes": data}
+    return {"token": token, "logprob": bounded(logprob), "bytes": data}

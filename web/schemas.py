@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from mmserve.config import Limits
 from mmserve.errors import InvalidField, PictureTooLarge, TooManyPictures, UnsupportedPicture
 from mmserve.types import ImagePart, Message, SamplingParams, TextPart
+from web.constraints import Wanted, from_chat, from_form
 
 
 def _listed(value: object) -> object:
@@ -66,8 +67,17 @@ class SamplingFields(BaseModel):
 _PLAIN_SAMPLING_FIELDS = tuple(name for name in SamplingFields.model_fields if name not in ("logprobs", "top_logprobs"))
 
 
-class VqaFields(SamplingFields):
-    """The text fields of ``POST /v1/vqa``."""
+class WordFields(BaseModel):
+    """Words that an answer must or must not have; see ``mmserve.grammar.spec.Words``."""
+
+    must_include: Texts | None = Field(None, description="Words or phrases that the answer must have.")
+    must_not_include: Texts | None = Field(None, description="Words or phrases that it must not have.")
+    start_with: str | None = Field(None, description="The answer's exact beginning.")
+    max_words: int | None = Field(None, description="The most words that the answer may have.")
+
+
+class VqaFields(SamplingFields, WordFields):
+    """The text fields of ``POST /v1/vqa``. At most one constraint may be asked for."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -76,6 +86,23 @@ class VqaFields(SamplingFields):
     model: str | None = None
     stream: bool = False
     cache_salt: str = Field("", description="Requests with another salt share no cached work.")
+    schema_: str | None = Field(None, alias="schema", description="A JSON Schema that the answer keeps, as JSON text.")
+    strict: bool | None = Field(None, description="Refuse a schema that cannot be enforced exactly.")
+    json_: bool | None = Field(None, alias="json", description="Answer with a JSON object of any shape.")
+    regex: str | None = Field(None, description="A regular expression that matches the whole answer.")
+    choices: Texts | None = Field(None, description="The answer is one of these: repeat the part, or one JSON list.")
+    grammar: str | None = Field(None, description="A grammar of the answer: Lark, or EBNF (GBNF) with a root rule.")
+    xml: str | None = Field(None, description="An element schema, as JSON text: the answer is that XML element.")
+    structural_tag: str | None = Field(None, description="Free text with constrained regions, as JSON text.")
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The fields as they are called in a form."""
+        return tuple(field.alias or name for name, field in cls.model_fields.items())
+
+    def wanted(self) -> Wanted | None:
+        """What the answer must look like. Raises a ``ConstraintError`` or ``InvalidField``."""
+        return from_form(self.model_dump(by_alias=True))
 
     @classmethod
     def from_form(cls, fields: Mapping[str, tuple[str, ...]]) -> VqaFields:
@@ -93,7 +120,7 @@ class VqaFields(SamplingFields):
         return [*system, Message("user", (*images, TextPart(self.question)))]
 
 
-VQA_REPEATED = ("stop", "stop_token_ids")
+VQA_REPEATED = ("stop", "stop_token_ids", "choices", "must_include", "must_not_include")
 
 
 class ImageUrl(BaseModel):
@@ -145,7 +172,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class ChatRequest(SamplingFields):
+class ChatRequest(SamplingFields, WordFields):
     """The body of ``POST /v1/chat/completions``; unknown fields are kept in ``model_extra``."""
 
     model_config = ConfigDict(extra="allow")
@@ -157,6 +184,28 @@ class ChatRequest(SamplingFields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     cache_salt: str | None = None
+    continue_final_message: bool | None = Field(
+        None,
+        description="Go on writing the last message, an assistant's, instead of starting a new one (vLLM's field).",
+    )
+    add_generation_prompt: bool | None = None
+    response_format: dict[str, Any] | None = Field(
+        None, description="OpenAI's: text, json_object, json_schema; also structural_tag and regex_schema."
+    )
+    structured_outputs: dict[str, Any] | None = Field(None, description="vLLM's spelling of a constraint.")
+    guided_json: dict[str, Any] | bool | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    regex: str | None = Field(None, description="SGLang's spelling, and so are ebnf, json_schema, structural_tag.")
+    ebnf: str | None = None
+    json_schema: dict[str, Any] | bool | str | None = None
+    structural_tag: dict[str, Any] | str | None = None
+    xml: dict[str, Any] | str | None = Field(None, description="An element schema: the answer is that XML element.")
+
+    def wanted(self) -> Wanted | None:
+        """What the answer must look like. Raises a ``ConstraintError`` or ``InvalidField``."""
+        return from_chat({name: getattr(self, name) for name in type(self).model_fields})
 
     def _said(self) -> dict[str, object]:
         said = super()._said()
@@ -166,6 +215,12 @@ class ChatRequest(SamplingFields):
 
     def refuse_unsupported(self) -> None:
         """Raises ``InvalidField`` for a field that is not supported and whose silent loss would change the answer."""
+        if self.add_generation_prompt is not None and self.add_generation_prompt == bool(self.continue_final_message):
+            raise InvalidField(
+                "the answer begins a turn (add_generation_prompt) or goes on with the last one "
+                "(continue_final_message): exactly one of the two",
+                param="add_generation_prompt",
+            )
         for name, value in (self.model_extra or {}).items():
             if name in _REFUSED and value not in _REFUSED[name]:
                 raise InvalidField(f"{name} is not supported here yet; leave it out", param=name)
@@ -180,15 +235,12 @@ _REFUSED: Mapping[str, tuple[object, ...]] = {
     # name -> the values that ask for nothing
     "tool_choice": (*_EMPTY, "none", "auto"),
     "function_call": (*_EMPTY, "none", "auto"),
-    "response_format": (*_EMPTY, {"type": "text"}),
     "modalities": (*_EMPTY, ["text"]),
     "best_of": (*_EMPTY, 1),
-    "add_generation_prompt": (None, True),
     **dict.fromkeys(
         (
-            *("tools", "functions", "logit_bias", "audio", "web_search_options", "continue_final_message"),
-            *("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
-            *("regex", "ebnf", "json_schema", "structural_tag", "bad_words", "use_beam_search", "chat_template"),
+            *("tools", "functions", "logit_bias", "audio", "web_search_options"),
+            *("guided_whitespace_pattern", "bad_words", "use_beam_search", "chat_template"),
         ),
         _EMPTY,
     ),
@@ -213,6 +265,18 @@ def chat_messages(request: ChatRequest, limits: Limits) -> list[Message]:
         role = "system" if message.role == "developer" else message.role
         messages.append(Message(role, tuple(parts)))
     return messages
+
+
+def open_turn(messages: list[Message]) -> tuple[list[Message], str]:
+    """The finished turns, and the text of the assistant's that is to be continued. Raises ``InvalidField``."""
+    last = messages[-1]
+    texts = [part.text for part in last.parts if isinstance(part, TextPart)]
+    if last.role != "assistant" or len(texts) < len(last.parts) or len(messages) == 1:
+        raise InvalidField(
+            "continue_final_message needs a conversation whose last message is the assistant's and only text",
+            param="continue_final_message",
+        )
+    return messages[:-1], "".join(texts)
 
 
 def decode_data_uri(uri: str, max_bytes: int, where: str) -> bytes:

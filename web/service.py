@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from mmserve.config import Limits
 from mmserve.engine.client import EngineClient
 from mmserve.errors import ModelNotFound
 from mmserve.types import Message, Prompt, SamplingParams
+
+if TYPE_CHECKING:
+    from mmserve.grammar.spec import Constraint
+
+Judge: TypeAlias = "Callable[[Constraint, str], bool | None]"
+"""Whether a finished text keeps a constraint; ``None`` where it cannot tell. May take milliseconds."""
+
+
+def judge_text(constraint: Constraint, text: str) -> bool | None:
+    """By ``mmserve.grammar.judge``, which takes no part in enforcing."""
+    from mmserve.grammar.judge import judge  # brings the jsonschema library, which few requests need
+
+    return judge(constraint, text)
 
 
 class PromptBuilder(Protocol):
@@ -20,13 +33,27 @@ class PromptBuilder(Protocol):
         self, messages: Sequence[Message], *, cache_salt: str = "", add_generation_prompt: bool = True
     ) -> Prompt: ...
 
+    def append_text(self, prompt: Prompt, text: str, *, end: bool = False) -> Prompt:
+        """``prompt`` with a piece of answer, tokenised on its own as text; ``end`` adds the end of the turn."""
+
+    def build_text(self, text: str, pictures: Sequence[bytes], *, cache_salt: str = "") -> Prompt:
+        """The prompt that ``text`` is as it stands, its special tokens special tokens; errors name ``text`` or
+        ``images[k]``."""
+
+    def build_ids(self, ids: Sequence[int], pictures: Sequence[bytes], *, cache_salt: str = "") -> Prompt:
+        """The prompt of these token ids; errors name ``input_ids`` or ``images[k]``."""
+
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of tokens; with ``special``, special tokens are spelled out."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     """A model as people meet it.
 
     ``description`` is one sentence. ``card`` says what the model can and cannot do, in Markdown; the page shows its
-    headings, lists, tables, code and paragraphs. ``created`` is a Unix time.
+    headings, lists, tables, code and paragraphs. ``created`` is a Unix time. ``family`` is the architecture's name,
+    for example ``"qwen2_vl"``.
     """
 
     name: str
@@ -34,6 +61,7 @@ class ServedModel:
     card: str = ""
     created: int = 0
     aliases: tuple[str, ...] = ("default",)
+    family: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +70,8 @@ class Service:
 
     ``sampling`` is what a request that says nothing gets. ``max_model_len`` is in tokens, prompt and answer together.
     ``examples`` is a folder with ``examples.json`` and the pictures it names, or ``None``.
-    An upload that stands still for ``upload_idle_seconds`` is refused.
+    An upload that stands still for ``upload_idle_seconds`` is refused. ``judge`` is asked about answers whose
+    constraint was not enforced exactly.
     """
 
     model: ServedModel
@@ -53,6 +82,7 @@ class Service:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     examples: Path | None = None
     upload_idle_seconds: float = 30.0
+    judge: Judge = judge_text
 
     def find_model(self, name: str | None) -> ServedModel:
         """The model called ``name`` (``None``: the only one). Raises ``ModelNotFound``."""
@@ -60,5 +90,5 @@ class Service:
             return self.model
         also = "".join(f', also as "{alias}"' for alias in self.model.aliases)
         raise ModelNotFound(
-            f'no model named "{name}" is served here; this server has "{self.model.name}"{also}', param="model"
+            f'no model named "{name[:100]}" is served here; this server has "{self.model.name}"{also}', param="model"
         )

@@ -47,6 +47,11 @@ class Form:
         """Bytes of all files."""
         return sum(map(len, self.files))
 
+    @property
+    def text_size(self) -> int:
+        """Characters of all text fields."""
+        return sum(len(text) for texts in self.fields.values() for text in texts)
+
 
 async def body_chunks(request: Request, limits: Limits, idle_seconds: float) -> AsyncGenerator[bytes, None]:
     """The body as it arrives.

@@ -15,8 +15,10 @@ carry out what they decide.
 from __future__ import annotations
 
 from mmserve.client.aio import AsyncClient
-from mmserve.client.answer import Answer, CaptionResult, PictureInfo, Timing
-from mmserve.client.calls import DEFAULT_CAPTION_PROMPT, Options
+from mmserve.client.answer import Answer, AnswerNotValid, CaptionResult, ConstraintKept, PictureInfo, Timing
+from mmserve.client.calls import DEFAULT_CAPTION_PROMPT, AllOptions, Options
+from mmserve.client.constraints import Constraints
+from mmserve.client.decision import Decision
 from mmserve.client.pictures import PictureLike
 from mmserve.client.refusals import about_picture
 from mmserve.client.stream import AnswerStream, AsyncAnswerStream
@@ -24,12 +26,17 @@ from mmserve.client.sync import Client
 
 __all__ = [
     "DEFAULT_CAPTION_PROMPT",
+    "AllOptions",
     "Answer",
+    "AnswerNotValid",
     "AnswerStream",
     "AsyncAnswerStream",
     "AsyncClient",
     "CaptionResult",
     "Client",
+    "ConstraintKept",
+    "Constraints",
+    "Decision",
     "Options",
     "PictureInfo",
     "PictureLike",

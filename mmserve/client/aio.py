@@ -6,18 +6,20 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack, overload
 
 import httpx
 
 from mmserve.client import calls, flow, settings
 from mmserve.client.answer import Answer, CaptionResult
-from mmserve.client.calls import DEFAULT_CAPTION_PROMPT, Call, Options
+from mmserve.client.calls import DEFAULT_CAPTION_PROMPT, AllOptions, Call, Options
+from mmserve.client.decision import Decision
 from mmserve.client.pictures import PictureLike
 from mmserve.client.refusals import about_picture
 from mmserve.client.stream import AsyncAnswerStream
 
 T = TypeVar("T")
+M = TypeVar("M")
 
 
 class AsyncClient:
@@ -55,6 +57,20 @@ class AsyncClient:
         """Close the connections; the client cannot be used afterwards."""
         await self._http.aclose()
 
+    @overload
+    async def ask(
+        self,
+        pictures: PictureLike | Sequence[PictureLike],
+        question: str,
+        *,
+        schema: type[M],
+        strict: bool | None = None,
+        system: str | None = None,
+        model: str | None = None,
+        **options: Unpack[Options],
+    ) -> Answer[M]: ...
+
+    @overload
     async def ask(
         self,
         pictures: PictureLike | Sequence[PictureLike],
@@ -62,9 +78,19 @@ class AsyncClient:
         *,
         system: str | None = None,
         model: str | None = None,
-        **options: Unpack[Options],
-    ) -> Answer:
-        """Ask about one or several pictures."""
+        **options: Unpack[AllOptions],
+    ) -> Answer: ...
+
+    async def ask(
+        self,
+        pictures: PictureLike | Sequence[PictureLike],
+        question: str,
+        *,
+        system: str | None = None,
+        model: str | None = None,
+        **options: Any,
+    ) -> Answer[Any]:
+        """Ask about one or several pictures. ``Answer.parsed`` is an instance of ``schema`` where that is a type."""
         return await self._fetch(
             await asyncio.to_thread(calls.ask, pictures, question, system=system, model=model, options=options)
         )
@@ -76,19 +102,21 @@ class AsyncClient:
         *,
         system: str | None = None,
         model: str | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[AllOptions],
     ) -> AsyncAnswerStream:
         """Ask, and iterate over the answer while it is written; see :class:`AsyncAnswerStream`."""
+        plain, shape = calls.split(options)
 
         async def open_() -> httpx.Response:
-            return await self._open(
-                await asyncio.to_thread(calls.stream, pictures, question, system=system, model=model, options=options)
+            call = await asyncio.to_thread(
+                calls.stream, pictures, question, system=system, model=model, options=plain, shape=shape
             )
+            return await self._open(call)
 
-        return AsyncAnswerStream(open_, self.base_url)
+        return AsyncAnswerStream(open_, self.base_url, shape)
 
     async def chat(
-        self, messages: Iterable[Mapping[str, Any]], *, model: str | None = None, **options: Unpack[Options]
+        self, messages: Iterable[Mapping[str, Any]], *, model: str | None = None, **options: Unpack[AllOptions]
     ) -> Answer:
         """The next turn of a conversation; messages as :meth:`mmserve.client.Client.chat` takes them."""
         return await self._fetch(await asyncio.to_thread(calls.chat, messages, model=model, options=options))
@@ -99,7 +127,7 @@ class AsyncClient:
         *,
         prompt: str = DEFAULT_CAPTION_PROMPT,
         model: str | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[AllOptions],
     ) -> Answer:
         """Describe a picture."""
         return await self.ask([picture], prompt, model=model, **options)
@@ -112,7 +140,7 @@ class AsyncClient:
         prompt: str = DEFAULT_CAPTION_PROMPT,
         on_result: Callable[[CaptionResult], None] | None = None,
         model: str | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[AllOptions],
     ) -> AsyncGenerator[CaptionResult, None]:
         """:meth:`mmserve.client.Client.caption_many`; leaving early cancels the requests in flight."""
 
@@ -143,6 +171,31 @@ class AsyncClient:
                 task.cancel()
             # Those finished are gathered too: asyncio complains about an exception that nobody looked at.
             await asyncio.gather(*pending, *finished, return_exceptions=True)
+
+    async def decide(
+        self,
+        pictures: PictureLike | Sequence[PictureLike],
+        question: str,
+        choices: Any = None,
+        *,
+        levels: range | Sequence[str] | None = None,
+        model: str | None = None,
+        temperature: float | None = None,
+        cache_salt: str | None = None,
+    ) -> Decision:
+        """The probability of each choice; see :meth:`mmserve.client.Client.decide`."""
+        return await self._fetch(
+            await asyncio.to_thread(
+                calls.decide,
+                pictures,
+                question,
+                choices,
+                levels=levels,
+                model=model,
+                temperature=temperature,
+                cache_salt=cache_salt,
+            )
+        )
 
     async def models(self) -> list[str]:
         """Names of the models that the server serves."""

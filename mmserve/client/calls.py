@@ -6,11 +6,13 @@ import base64
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar, cast
 
 import httpx
 
 from mmserve.client.answer import Answer, answer_from_chat, answer_from_vqa
+from mmserve.client.constraints import Constraints, Shape, shape_of
+from mmserve.client.decision import Decision, decision_question
 from mmserve.client.pictures import PictureFile, PictureLike, read_picture, read_pictures
 from mmserve.client.refusals import NOT_OURS, not_an_answer
 from mmserve.errors import InvalidField
@@ -44,6 +46,10 @@ class Options(TypedDict, total=False):
     cache_salt: str | None
 
 
+class AllOptions(Options, Constraints, total=False):
+    """How an answer is made, and what it must look like."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
     """One request, and how its reply is read.
@@ -66,16 +72,30 @@ class Call(Generic[T]):
             raise not_an_answer(response.request.url) from error
 
 
+def split(options: Mapping[str, Any]) -> tuple[Options, Shape]:
+    """Options and constraints apart. Raises TypeError for a name that does not exist, as Python does for named
+    parameters, and what :func:`mmserve.client.constraints.shape_of` raises."""
+    known = Options.__annotations__.keys() | Constraints.__annotations__.keys()
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{name!r} is not an option; there are: {', '.join(sorted(known))}")
+    wanted = {name: value for name, value in options.items() if name in Constraints.__annotations__}
+    plain = {name: value for name, value in options.items() if name in Options.__annotations__}
+    return cast("Options", plain), shape_of(wanted)
+
+
 def ask(
     pictures: PictureLike | Sequence[PictureLike],
     question: str,
     *,
     system: str | None,
     model: str | None,
-    options: Options,
+    options: Mapping[str, Any],
 ) -> Call[Answer]:
-    body = _vqa_body(read_pictures(pictures), {"question": question, "system": system, "model": model}, options)
-    return Call("POST", "/v1/vqa", lambda response: answer_from_vqa(response.json()), body)
+    plain, shape = split(options)
+    fields = {"question": question, "system": system, "model": model, **shape.form}
+    body = _vqa_body(read_pictures(pictures), fields, plain)
+    return Call("POST", "/v1/vqa", lambda response: shape.finish(answer_from_vqa(response.json())), body)
 
 
 def stream(
@@ -85,21 +105,49 @@ def stream(
     system: str | None,
     model: str | None,
     options: Options,
+    shape: Shape,
 ) -> Call[None]:
     """Like :func:`ask`, with the reply streamed; ``mmserve.client.stream`` reads it."""
-    fields = {"question": question, "system": system, "model": model, "stream": True}
+    fields = {"question": question, "system": system, "model": model, "stream": True, **shape.form}
     return Call("POST", "/v1/vqa", _check_event_stream, _vqa_body(read_pictures(pictures), fields, options), True)
 
 
-def chat(messages: Iterable[Mapping[str, Any]], *, model: str | None, options: Options) -> Call[Answer]:
+def chat(messages: Iterable[Mapping[str, Any]], *, model: str | None, options: Mapping[str, Any]) -> Call[Answer]:
     """``content`` of a message is text, a picture, or a list that mixes both.
 
     In a list a ``str`` is text, a dict is a part of the OpenAI form and goes as it is, and anything else is a picture
     (so a picture's path must be a ``Path``).
     """
-    body = {"model": model, "messages": [_message(message) for message in messages], **_checked(options)}
+    plain, shape = split(options)
+    body = {"model": model, "messages": [_message(message) for message in messages], **plain, **shape.body}
     present = {name: value for name, value in body.items() if value is not None}
-    return Call("POST", "/v1/chat/completions", lambda response: answer_from_chat(response.json()), {"json": present})
+
+    def read(response: httpx.Response) -> Answer:
+        return shape.finish(answer_from_chat(response.json(), constrained=bool(shape.body)))
+
+    return Call("POST", "/v1/chat/completions", read, {"json": present})
+
+
+def decide(
+    pictures: PictureLike | Sequence[PictureLike],
+    question: str,
+    choices: Any,
+    *,
+    levels: Any,
+    model: str | None,
+    temperature: float | None,
+    cache_salt: str | None,
+) -> Call[Decision]:
+    """One question of ``/v1/decisions``: about ``choices``, on a scale of ``levels``, or else yes or no."""
+    asked, read = decision_question(question, choices, levels)
+    files = () if isinstance(pictures, list | tuple) and not pictures else read_pictures(pictures)
+    fields = {"model": model, "temperature": temperature, "cache_salt": cache_salt}
+    body = {
+        **{name: value for name, value in fields.items() if value is not None},
+        "images": [{"url": _data_uri(file)} for file in files],
+        "questions": [asked],
+    }
+    return Call("POST", "/v1/decisions", lambda response: read(response.json()), {"json": body})
 
 
 def models() -> Call[list[str]]:
@@ -117,20 +165,11 @@ def check_concurrency(concurrency: int) -> None:
 
 
 def _vqa_body(files: tuple[PictureFile, ...], fields: Mapping[str, Any], options: Options) -> dict[str, Any]:
-    given = {**fields, **_checked(options)}
+    given = {**fields, **options}
     return {
         "files": [("image", (file.name, file.data, file.media_type)) for file in files],
         "data": {name: _form_value(value) for name, value in given.items() if value is not None},
     }
-
-
-def _checked(options: Options) -> dict[str, Any]:
-    """The options, after what Python does for named parameters: refuse names that do not exist."""
-    for name in options:
-        if name not in Options.__annotations__:
-            known = ", ".join(sorted(Options.__annotations__))
-            raise TypeError(f"{name!r} is not an option; there are: {known}")
-    return dict(options)
 
 
 def _form_value(value: object) -> str | list[str]:
@@ -156,9 +195,11 @@ def _part(part: str | Mapping[str, Any] | PictureLike) -> dict[str, Any]:
         return {"type": "text", "text": part}
     if isinstance(part, Mapping):
         return dict(part)
-    file = read_picture(part)
-    data = base64.b64encode(file.data).decode("ascii")
-    return {"type": "image_url", "image_url": {"url": f"data:{file.media_type};base64,{data}"}}
+    return {"type": "image_url", "image_url": {"url": _data_uri(read_picture(part))}}
+
+
+def _data_uri(file: PictureFile) -> str:
+    return f"data:{file.media_type};base64,{base64.b64encode(file.data).decode('ascii')}"
 
 
 def _read_health(response: httpx.Response) -> dict[str, Any]:

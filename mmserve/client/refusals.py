@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from mmserve.client.answer import AnswerNotValid
 from mmserve.errors import (
     EngineUnavailable,
     MMServeError,
@@ -88,10 +89,11 @@ def retry_after(headers: httpx.Headers) -> float | None:
 def about_picture(error: Exception) -> bool:
     """Whether an error may be due to the one picture asked about, so that asking about others is worth while.
 
-    True for pictures that cannot be read or used, for a picture too large for the context, and for an internal
-    error; false when the server is gone, full, or refuses the request whatever the picture.
+    True for pictures that cannot be read or used, for a picture too large for the context, for an answer that is not
+    what was asked for, and for an internal error; false when the server is gone, full, or refuses the request
+    whatever the picture.
     """
-    return isinstance(error, OSError | PictureError | PromptTooLong) or type(error) is MMServeError
+    return isinstance(error, OSError | PictureError | PromptTooLong | AnswerNotValid) or type(error) is MMServeError
 
 
 def _class_of(status: int) -> type[MMServeError]:

@@ -10,15 +10,20 @@ from typing import Any, Self
 import httpx
 
 from mmserve.client.answer import Answer, answer_from_vqa
+from mmserve.client.constraints import Shape
 from mmserve.client.refusals import NOT_OURS, error_from_body, error_from_transport, not_an_answer
 from mmserve.client.sse import SSEParser
 from mmserve.errors import EngineUnavailable, MMServeError
 
 
 class StreamReader:
-    """Bytes of an event stream -> pieces of text, and the whole answer, or what went wrong, at the end."""
+    """Bytes of an event stream -> pieces of text, and the whole answer, or what went wrong, at the end.
 
-    def __init__(self) -> None:
+    ``shape`` is the constraint that was asked for, which says what the text stands for.
+    """
+
+    def __init__(self, shape: Shape | None = None) -> None:
+        self._shape = shape or Shape()
         self._events = SSEParser()
         self._pieces: list[str] = []
         self._fields: dict[str, Any] = {}
@@ -48,13 +53,14 @@ class StreamReader:
 
     def finish(self) -> Answer:
         """The answer. Raises the typed error that the server put into the stream, EngineUnavailable if the stream
-        ended without its last event, and one of ``NOT_OURS`` for a stream that is not ours."""
+        ended without its last event, AnswerNotValid for a text that is not of the shape asked for, and one of
+        ``NOT_OURS`` for a stream that is not ours."""
         if self._failure is not None:
             raise self._failure
         if "finish_reason" not in self._fields:
             raise EngineUnavailable("the stream ended before the answer was complete")
         logprobs = {"content": self._logprobs} if self._logprobs else None
-        return answer_from_vqa({**self._fields, "answer": self.text, "logprobs": logprobs})
+        return self._shape.finish(answer_from_vqa({**self._fields, "answer": self.text, "logprobs": logprobs}))
 
     def _take(self, event: str) -> str:
         if event == "[DONE]":
@@ -89,8 +95,8 @@ class AnswerStream:
     the errors of ``mmserve.errors``.
     """
 
-    def __init__(self, open_: Callable[[], httpx.Response], base_url: str) -> None:
-        self._result = _Result()
+    def __init__(self, open_: Callable[[], httpx.Response], base_url: str, shape: Shape | None = None) -> None:
+        self._result = _Result(shape)
         self._pieces = _pieces(open_, self._result, base_url)
 
     def __enter__(self) -> Self:
@@ -126,8 +132,10 @@ class AnswerStream:
 class AsyncAnswerStream:
     """:class:`AnswerStream` with ``async with`` and ``async for``."""
 
-    def __init__(self, open_: Callable[[], Awaitable[httpx.Response]], base_url: str) -> None:
-        self._result = _Result()
+    def __init__(
+        self, open_: Callable[[], Awaitable[httpx.Response]], base_url: str, shape: Shape | None = None
+    ) -> None:
+        self._result = _Result(shape)
         self._pieces = _apieces(open_, self._result, base_url)
 
     async def __aenter__(self) -> Self:
@@ -163,8 +171,8 @@ class AsyncAnswerStream:
 class _Result:
     """What an iterator leaves for its owner. It knows no owner, so one that is dropped takes the iterator along."""
 
-    def __init__(self) -> None:
-        self.reader = StreamReader()
+    def __init__(self, shape: Shape | None) -> None:
+        self.reader = StreamReader(shape)
         self.opened = False
         self.answer: Answer | None = None
 

@@ -6,18 +6,20 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack, overload
 
 import httpx
 
 from mmserve.client import calls, flow, settings
 from mmserve.client.answer import Answer, CaptionResult
-from mmserve.client.calls import DEFAULT_CAPTION_PROMPT, Call, Options
+from mmserve.client.calls import DEFAULT_CAPTION_PROMPT, AllOptions, Call, Options
+from mmserve.client.decision import Decision
 from mmserve.client.pictures import PictureLike
 from mmserve.client.refusals import about_picture
 from mmserve.client.stream import AnswerStream
 
 T = TypeVar("T")
+M = TypeVar("M")
 
 
 class Client:
@@ -61,6 +63,20 @@ class Client:
         """Close the connections; the client cannot be used afterwards."""
         self._http.close()
 
+    @overload
+    def ask(
+        self,
+        pictures: PictureLike | Sequence[PictureLike],
+        question: str,
+        *,
+        schema: type[M],
+        strict: bool | None = None,
+        system: str | None = None,
+        model: str | None = None,
+        **options: Unpack[Options],
+    ) -> Answer[M]: ...
+
+    @overload
     def ask(
         self,
         pictures: PictureLike | Sequence[PictureLike],
@@ -68,9 +84,19 @@ class Client:
         *,
         system: str | None = None,
         model: str | None = None,
-        **options: Unpack[Options],
-    ) -> Answer:
-        """Ask about one or several pictures."""
+        **options: Unpack[AllOptions],
+    ) -> Answer: ...
+
+    def ask(
+        self,
+        pictures: PictureLike | Sequence[PictureLike],
+        question: str,
+        *,
+        system: str | None = None,
+        model: str | None = None,
+        **options: Any,
+    ) -> Answer[Any]:
+        """Ask about one or several pictures. ``Answer.parsed`` is an instance of ``schema`` where that is a type."""
         return self._fetch(calls.ask(pictures, question, system=system, model=model, options=options))
 
     def stream(
@@ -80,18 +106,19 @@ class Client:
         *,
         system: str | None = None,
         model: str | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[AllOptions],
     ) -> AnswerStream:
         """Ask, and iterate over the answer while it is written; see :class:`AnswerStream`."""
+        plain, shape = calls.split(options)
 
         def open_() -> httpx.Response:
-            call = calls.stream(pictures, question, system=system, model=model, options=options)
+            call = calls.stream(pictures, question, system=system, model=model, options=plain, shape=shape)
             return self._open(call)
 
-        return AnswerStream(open_, self.base_url)
+        return AnswerStream(open_, self.base_url, shape)
 
     def chat(
-        self, messages: Iterable[Mapping[str, Any]], *, model: str | None = None, **options: Unpack[Options]
+        self, messages: Iterable[Mapping[str, Any]], *, model: str | None = None, **options: Unpack[AllOptions]
     ) -> Answer:
         """The next turn of a conversation.
 
@@ -106,7 +133,7 @@ class Client:
         *,
         prompt: str = DEFAULT_CAPTION_PROMPT,
         model: str | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[AllOptions],
     ) -> Answer:
         """Describe a picture."""
         return self.ask([picture], prompt, model=model, **options)
@@ -119,7 +146,7 @@ class Client:
         prompt: str = DEFAULT_CAPTION_PROMPT,
         on_result: Callable[[CaptionResult], None] | None = None,
         model: str | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[AllOptions],
     ) -> Generator[CaptionResult, None, None]:
         """Describe many pictures, ``concurrency`` at a time; each result comes as soon as it is there.
 
@@ -153,6 +180,34 @@ class Client:
             finally:
                 for future in pending:
                     future.cancel()
+
+    def decide(
+        self,
+        pictures: PictureLike | Sequence[PictureLike],
+        question: str,
+        choices: Any = None,
+        *,
+        levels: range | Sequence[str] | None = None,
+        model: str | None = None,
+        temperature: float | None = None,
+        cache_salt: str | None = None,
+    ) -> Decision:
+        """The probability of each of ``choices`` (a list of strings, an Enum class or a Literal), read from the model.
+
+        Without choices the question is one of yes or no; with ``levels`` it is answered on a scale: a range of whole
+        numbers, or descriptions of the levels from the lowest up. ``pictures`` may be an empty list.
+        """
+        return self._fetch(
+            calls.decide(
+                pictures,
+                question,
+                choices,
+                levels=levels,
+                model=model,
+                temperature=temperature,
+                cache_salt=cache_salt,
+            )
+        )
 
     def models(self) -> list[str]:
         """Names of the models that the server serves."""

@@ -26,7 +26,7 @@ _SEARCH_WORK = (40_000, 150_000)
 _CUT_WORK = 5_000
 _TURNS_WORK = 12_000
 _TURN_WORK = 600
-_ENDING_WORK = 600
+_ENDING_WORK = 150
 _LOOK_AROUND = {96: 3_000, 400: 10_000, 1200: 25_000}
 """Work for looking around, by the number of forks passed since something was closed."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy as np
 from mmserve.checkpoint import Checkpoint, read_json
 from mmserve.config import Limits
 from mmserve.errors import CheckpointError, InvalidField, PictureError, PromptTooLong, TooManyPictures
-from mmserve.prompt.detokenizer import load_tokenizer
+from mmserve.prompt.detokenizer import Detokenizer, TokenTable, load_tokenizer
 from mmserve.prompt.specials import SpecialTokens
 from mmserve.prompt.template import ChatTemplate
 from mmserve.types import ImagePart, IntArray, Message, Picture, PictureRange, Prompt, TextPart
@@ -54,7 +56,10 @@ class PromptBuilder:
             geometry=self.geometry,
             decoder=decoder_id(),
         )
-        self._longest_token = max(map(len, self.tokenizer.get_vocab()))
+        vocabulary = self.tokenizer.get_vocab()
+        self._longest_token = max(map(len, vocabulary))
+        self._vocabulary = max(vocabulary.values()) + 1
+        self._table = TokenTable(self.tokenizer)
         if checkpoint.image_token_id not in self._specials.ids.values():
             raise CheckpointError(f"image_token_id {checkpoint.image_token_id} is no special token of the tokenizer")
 
@@ -68,7 +73,7 @@ class PromptBuilder:
         ``PictureError`` and ``PromptTooLong`` (which leaves at least one token for the answer); ``param`` says where.
         """
         _check(messages, self._limits)
-        self._refuse_hopeless(messages)
+        self._refuse_hopeless(_text_size(messages))
         pictures = self._pictures(messages, cache_salt)
         inputs = [{"role": message.role, "content": self._content(message)} for message in messages]
         rendered = self._template.render(inputs, add_generation_prompt=add_generation_prompt)
@@ -79,18 +84,114 @@ class PromptBuilder:
         system = _system_tokens(pieces, [message.role for message in messages], int(add_generation_prompt))
         return _assembled(pieces, length, pictures, system)
 
-    def _refuse_hopeless(self, messages: Sequence[Message]) -> None:
-        """Refuse before tokenising what is too long even if every token were the vocabulary's longest."""
-        size = sum(len(part.text) for message in messages for part in message.parts if isinstance(part, TextPart))
+    def append_text(self, prompt: Prompt, text: str, *, end: bool = False) -> Prompt:
+        """``prompt`` and a piece of the answer behind it, tokenised on its own as the model would write it.
+
+        ``end`` puts the token behind it that ends a turn. Raises ``InvalidField`` for text that is not encodable and
+        ``PromptTooLong`` where it does not fit the context.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidField("the text holds half of a surrogate pair, which is no character") from None
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        if end:
+            ids.append(self._checkpoint.eos_token_ids[0])
+        token_ids = np.concatenate([prompt.token_ids, np.array(ids, dtype=np.int64)])
+        if len(token_ids) > self._checkpoint.max_model_len:
+            raise self._too_long(f"{len(token_ids):,}")
+        token_ids.setflags(write=False)
+        return dataclasses.replace(prompt, token_ids=token_ids)
+
+    def build_text(self, text: str, pictures: Sequence[bytes], *, cache_salt: str = "") -> Prompt:
+        """The prompt that ``text`` is, as it stands: no chat template, and its special tokens are special tokens.
+
+        So whoever wrote ``text`` is trusted with the whole prompt. Each placeholder token in it stands for the next
+        of ``pictures``. Raises ``InvalidField`` (undecodable or empty text; another number of placeholders than of
+        pictures), ``TooManyPictures``, ``PictureError`` and ``PromptTooLong`` (which leaves no room for an answer);
+        ``param`` is ``text`` or ``images[k]``.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidField(
+                "the text holds half of a surrogate pair, which is no character: send the whole character", param="text"
+            ) from None
+        self._refuse_hopeless(len(text), "text")
+        ids: list[int] = []
+        for run, special in self._specials.cut(text):
+            if run:
+                ids += self.tokenizer.encode(run, add_special_tokens=False).ids
+            if special is not None:
+                ids.append(special)
+        return self._raw(ids, pictures, cache_salt, "text")
+
+    def build_ids(self, ids: Sequence[int], pictures: Sequence[bytes], *, cache_salt: str = "") -> Prompt:
+        """The prompt of these token ids. Placeholders as in :meth:`build_text`; a run of them that is as long as a
+        picture's rows, for every picture, is understood too.
+
+        Raises as :meth:`build_text` does; ``param`` is ``input_ids`` or ``images[k]``.
+        """
+        for id_ in ids:
+            if not 0 <= id_ < self._vocabulary:
+                raise InvalidField(
+                    f"{id_} is no token id; {self._checkpoint.name} has 0 to {self._vocabulary - 1}", param="input_ids"
+                )
+        return self._raw(ids, pictures, cache_salt, "input_ids")
+
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of tokens, as answers have it; with ``special``, special tokens are spelled out."""
+        if special:
+            return b"".join(map(self._table.bytes_of, ids)).decode("utf-8", "replace")
+        detokenizer = Detokenizer(self._table)
+        return detokenizer.push(ids) + detokenizer.flush()
+
+    def _raw(self, ids: Sequence[int], pictures: Sequence[bytes], cache_salt: str, where: str) -> Prompt:
+        if not ids:
+            raise InvalidField("the prompt is empty; send at least one token", param=where)
+        if len(pictures) > self._limits.max_pictures:
+            raise _too_many(len(pictures), self._limits, "images")
+        read = tuple(self._picture_at(data, cache_salt, f"images[{k}]") for k, data in enumerate(pictures))
+        pieces = self._placed(ids, read, where)
+        length = sum(len(piece.ids) for piece in pieces)
+        if length > self._checkpoint.max_model_len:
+            raise self._too_long(f"{length:,}", where)
+        return _assembled(pieces, length, read, 0)
+
+    def _placed(self, ids: Sequence[int], pictures: Sequence[Picture], where: str) -> list[_Tokens]:
+        """``ids`` with room for the pictures' rows."""
+        pad = self._checkpoint.image_token_id
+        runs = [(is_pad, list(run)) for is_pad, run in groupby(ids, lambda id_: id_ == pad)]
+        found = [len(run) for is_pad, run in runs if is_pad]
+        expanded = found == [picture.rows for picture in pictures]
+        if sum(found) != len(pictures) and not expanded:
+            raise InvalidField(
+                f"the prompt has {sum(found)} placeholders for {len(pictures)} pictures: write one "
+                f"{self.tokenizer.id_to_token(pad)} for each picture",
+                param=where,
+            )
+        pieces, placed = [], 0
+        for is_pad, run in runs:
+            if not is_pad:
+                pieces.append(_Tokens(run))
+                continue
+            for _ in run[:1] if expanded else run:
+                pieces.append(_Tokens([pad] * pictures[placed].rows, picture=placed))
+                placed += 1
+        return pieces
+
+    def _refuse_hopeless(self, size: int, where: str = "messages") -> None:
+        """Refuse before tokenising ``size`` characters that are too many even if every token were the vocabulary's
+        longest."""
         at_least = size // (self._longest_token * _MAX_NFC_SHRINKAGE)
         if at_least >= self._checkpoint.max_model_len:
-            raise self._too_long(f"more than {at_least:,}")
+            raise self._too_long(f"more than {at_least:,}", where)
 
-    def _too_long(self, length: str) -> PromptTooLong:
+    def _too_long(self, length: str, where: str = "messages") -> PromptTooLong:
         return PromptTooLong(
             f"the prompt has {length} tokens, but {self._checkpoint.name} takes {self._checkpoint.max_model_len:,} "
             "including its answer: shorten the text, or send fewer or smaller pictures",
-            param="messages",
+            param=where,
         )
 
     def _pictures(self, messages: Sequence[Message], cache_salt: str) -> tuple[Picture, ...]:
@@ -98,20 +199,20 @@ class PromptBuilder:
         for m, message in enumerate(messages):
             for p, part in enumerate(message.parts):
                 if isinstance(part, ImagePart):
-                    try:
-                        pictures.append(self._picture(part, cache_salt))
-                    except PictureError as error:
-                        raise type(error)(error.message, param=f"messages[{m}].content[{p}]") from error.__cause__
+                    pictures.append(self._picture_at(part.data, cache_salt, f"messages[{m}].content[{p}]"))
         return tuple(pictures)
 
-    def _picture(self, part: ImagePart, cache_salt: str) -> Picture:
-        return read_picture(
-            part.data,
-            geometry=self.geometry,
-            fingerprint=self.fingerprint,
-            limits=self._limits,
-            cache_salt=cache_salt,
-        )
+    def _picture_at(self, data: bytes, cache_salt: str, where: str) -> Picture:
+        try:
+            return read_picture(
+                data,
+                geometry=self.geometry,
+                fingerprint=self.fingerprint,
+                limits=self._limits,
+                cache_salt=cache_salt,
+            )
+        except PictureError as error:
+            raise type(error)(error.message, param=where) from error.__cause__
 
     def _content(self, message: Message) -> str | list[dict[str, Any]]:
         """A message's content in Hugging Face's form: a plain string if it is only text."""
@@ -141,6 +242,19 @@ class PromptBuilder:
             )
 
 
+def _text_size(messages: Sequence[Message]) -> int:
+    """In characters."""
+    return sum(len(part.text) for message in messages for part in message.parts if isinstance(part, TextPart))
+
+
+def _too_many(pictures: int, limits: Limits, where: str) -> TooManyPictures:
+    return TooManyPictures(
+        f"the request carries {pictures} pictures, but at most {limits.max_pictures} are allowed: "
+        "ask about fewer at a time",
+        param=where,
+    )
+
+
 def _check(messages: Sequence[Message], limits: Limits) -> None:
     if not messages:
         raise InvalidField("there are no messages: send at least one user message", param="messages")
@@ -148,11 +262,7 @@ def _check(messages: Sequence[Message], limits: Limits) -> None:
         _check_message(message, f"messages[{index}]")
     pictures = sum(isinstance(part, ImagePart) for message in messages for part in message.parts)
     if pictures > limits.max_pictures:
-        raise TooManyPictures(
-            f"the request carries {pictures} pictures, but at most {limits.max_pictures} are allowed: "
-            "ask about fewer at a time",
-            param="messages",
-        )
+        raise _too_many(pictures, limits, "messages")
 
 
 def _check_message(message: Message, where: str) -> None:

@@ -53,12 +53,16 @@ class SpecialTokens:
 
         The text is restored; the last pair's id is ``None``.
         """
+        return ((_restore(run), special) for run, special in self.cut(rendered))
+
+    def cut(self, text: str) -> Iterator[tuple[str, int | None]]:
+        """:meth:`split` of text that was never defused: special tokens written in it are special tokens."""
         start = 0
-        for match in self._own.finditer(rendered):
+        for match in self._own.finditer(text):
             own = match[0]
-            yield _restore(rendered[start : match.start()]), self.ids[own if own in self.ids else own.strip()]
+            yield text[start : match.start()], self.ids[own if own in self.ids else own.strip()]
             start = match.end()
-        yield _restore(rendered[start:]), None
+        yield text[start:], None
 
 
 def _restore(run: str) -> str:

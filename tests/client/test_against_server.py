@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 from PIL import Image
 
@@ -16,8 +18,10 @@ from mmserve.caption import caption_folder, open_jsonl
 from mmserve.client import PictureInfo
 from mmserve.config import Limits
 from mmserve.errors import (
+    BudgetTooSmall,
     CorruptPicture,
     EngineUnavailable,
+    InvalidConstraint,
     InvalidField,
     MMServeError,
     ModelNotFound,
@@ -25,11 +29,13 @@ from mmserve.errors import (
     PromptTooLong,
     QueueFull,
     TooManyPictures,
+    UnsupportedConstraint,
     UnsupportedPicture,
 )
-from mmserve.types import ImagePart, Message, Request, SamplingParams, TextPart, TokenEvent
+from mmserve.grammar.spec import AnyJson, Choice, Grammar, JsonSchema, Regex, XmlSchema
+from mmserve.types import ConstraintReport, ImagePart, Message, Request, SamplingParams, TextPart, TokenEvent
 from tests.caption.harness import lines_of
-from tests.web.fakes import ROWS, FakeEngine, FakePrompts, eventually, forever, png, say, serve
+from tests.web.fakes import ROWS, FakeEngine, FakePrompts, eventually, forever, png, say, scored, serve
 from web.service import ServedModel, Service
 
 PNG = png(8, 6)
@@ -299,3 +305,68 @@ def test_captioning_a_folder(world: World, tmp_path: Path) -> None:
     assert (report.progress.captioned, report.progress.copied) == (6, 3)
     assert len(world.engine.requests) == 3
     assert {line["caption"] for line in lines_of(tmp_path / "c.jsonl")} == {"It is a cat."}
+
+
+class Shape(pydantic.BaseModel):
+    color: str
+    shape: str
+
+
+@pytest.mark.parametrize("way", ["ask", "stream", "chat"])
+@pytest.mark.parametrize(
+    ("options", "text", "constraint", "parsed"),
+    [
+        ({"schema": Shape, "strict": True}, '{"color":"红","shape":"🔺"}', JsonSchema, Shape(color="红", shape="🔺")),
+        ({"schema": {"type": "array"}}, "[1]", JsonSchema, [1]),
+        ({"json": True}, "{}", AnyJson, {}),
+        ({"choices": ["红", "b"]}, "红", Choice, "红"),
+        ({"regex": "a+"}, "aa", Regex, None),
+        ({"grammar": 'start: "a"'}, "a", Grammar, None),
+        ({"xml": {"element": "a"}}, "<a/>", XmlSchema, None),
+        ({"structural_tag": {"format": {"type": "regex", "pattern": "a"}}}, "a", Regex, None),
+    ],
+    ids=str,
+)
+def test_constraints_reach_the_engine_and_their_answers_come_back(
+    world: World, way: str, options: Any, text: str, constraint: type, parsed: Any
+) -> None:
+    report = ConstraintReport(closed_early=True, forced_tokens=2)
+    world.engine.script = lambda request: say(text[:1], text[1:], request=request, report=report)
+    if way == "stream":
+        answer = world.stream(PNG, "q", **options)[1].answer
+    elif way == "chat":
+        answer = world.call("chat", [{"role": "user", "content": [PNG, "q"]}], **options)
+    else:
+        answer = world.call("ask", PNG, "q", **options)
+    assert type(world.asked.constraint) is constraint
+    assert (answer.text, answer.parsed) == (text, parsed)
+    assert (answer.constraint.step, answer.constraint.closed_early, answer.constraint.valid) == ("strict", True, True)
+    if options.get("strict"):
+        assert world.asked.constraint.strict  # type: ignore[union-attr]
+
+
+def test_refusals_of_a_constraint(world: World) -> None:
+    with pytest.raises(InvalidConstraint) as caught:
+        world.call("ask", PNG, "q", regex="")
+    assert caught.value.param == "regex"
+    errors = [UnsupportedConstraint("not at /a", param="schema"), BudgetTooSmall("9 tokens", param="max_tokens")]
+    for error in errors:
+        script: list[TokenEvent | Exception | float] = [error]
+        world.engine.script = lambda _, script=script: script  # type: ignore[misc]
+        with pytest.raises(type(error)) as refused:
+            world.call("ask", PNG, "q", schema={})
+        assert refused.value.param == error.param
+
+
+def test_decide(world: World) -> None:
+    chances = {"red": 0.1, "blue": 0.3, "yes": 0.5, "1": 0.2, "2": 0.2}
+    world.engine.script = lambda request: scored(request, lambda text: math.log(chances.get(text, 1e-9)))
+    decision = world.call("decide", [PNG, PNG], "Which colour?", ["red", "blue"])
+    assert (decision.choice, decision.score, decision.model) == ("blue", None, "pocket-vl")
+    assert decision.probabilities["blue"] == pytest.approx(0.75)
+    assert decision.label_mass == pytest.approx(0.4)
+    assert decision.usage.image_tokens == 2 * ROWS
+    assert world.messages[0].parts == (ImagePart(PNG), ImagePart(PNG), TextPart("Which colour?"))
+    assert world.call("decide", PNG, "Is it red?").choice is True
+    assert world.call("decide", PNG, "How much?", levels=range(1, 3)).score == pytest.approx(1.5)
+    assert world.call("decide", PNG, "How much?", levels=["none", "some", "all"]).score == pytest.approx(1.5)

@@ -224,8 +224,8 @@ class TestGoneWrong:
         assert isinstance(found.error, FileNotFoundError)
 
     def test_a_misspelt_option(self, kind: str) -> None:
-        found = Both(kind, lambda _: pytest.fail("sent")).stream(JPEG, "q", temprature=1)
-        assert isinstance(found.error, TypeError)
+        with pytest.raises(TypeError, match="temprature"):
+            Both(kind, lambda _: pytest.fail("sent")).stream(JPEG, "q", temprature=1)
 
 
 def endless(left: list[str]) -> Iterator[bytes]:

@@ -25,7 +25,9 @@ def prompts() -> FakePrompts:
 def service(engine: FakeEngine, prompts: FakePrompts) -> Service:
     model = ServedModel("pocket-vl", description="A small model.", card="# Can\n- count", created=1700000000)
     limits = Limits(max_picture_bytes=600_000, max_pictures=3, max_body_bytes=2_000_000)
-    return Service(model, prompts, engine, max_model_len=512, limits=limits, upload_idle_seconds=0.2)
+    return Service(
+        model, prompts, engine, max_model_len=512, limits=limits, upload_idle_seconds=0.2, judge=lambda *_: True
+    )
 
 
 @pytest.fixture

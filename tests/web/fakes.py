@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -18,8 +19,9 @@ import uvicorn
 from PIL import Image
 
 from mmserve.engine.limits import resolve_limits
-from mmserve.errors import UnsupportedPicture
+from mmserve.errors import InvalidField, UnsupportedPicture
 from mmserve.types import (
+    ConstraintReport,
     ContentHash,
     Grid,
     ImageHeader,
@@ -41,6 +43,9 @@ Step = TokenEvent | Exception | float
 """A scripted step: an event to yield, an error to raise, or seconds to wait."""
 
 ROWS = 4
+
+END = 3
+"""The fake tokenizer's end of turn."""
 
 
 class FakePrompts:
@@ -71,10 +76,45 @@ class FakePrompts:
             pictures.append(_picture(part))
         return Prompt(np.zeros(length, dtype=np.int64), tuple(pictures), tuple(ranges))
 
+    def append_text(self, prompt: Prompt, text: str, *, end: bool = False) -> Prompt:
+        """One token a character, its code point; ``END`` ends the turn."""
+        ids = [ord(character) for character in text] + [END] * end
+        return dataclasses.replace(prompt, token_ids=np.concatenate([prompt.token_ids, np.array(ids, dtype=np.int64)]))
 
-def _picture(part: ImagePart) -> Picture:
+    def build_text(self, text: str, pictures: Sequence[bytes], *, cache_salt: str = "") -> Prompt:
+        """One token a character, its code point; ``PLACEHOLDER`` takes the next picture."""
+        return self._raw([ord(character) for character in text], pictures, cache_salt, "text")
+
+    def build_ids(self, ids: Sequence[int], pictures: Sequence[bytes], *, cache_salt: str = "") -> Prompt:
+        return self._raw(ids, pictures, cache_salt, "input_ids")
+
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        return "".join(("<end>" if special else "") if id_ == END else chr(id_) for id_ in ids)
+
+    def _raw(self, given: Sequence[int], pictures: Sequence[bytes], cache_salt: str, where: str) -> Prompt:
+        if self.failure is not None:
+            raise self.failure
+        self.salts.append(cache_salt)
+        self.threads.append(threading.get_ident())
+        read = tuple(_picture(ImagePart(data), f"images[{k}]") for k, data in enumerate(pictures))
+        if list(given).count(ord(PLACEHOLDER)) != len(read) or not given:
+            raise InvalidField("placeholders and pictures differ, or nothing was sent", param=where)
+        ids: list[int] = []
+        ranges: list[PictureRange] = []
+        for id_ in given:
+            if id_ == ord(PLACEHOLDER):
+                ranges.append(PictureRange(len(ids), len(ids) + ROWS, len(ranges)))
+            ids += [id_] * (ROWS if id_ == ord(PLACEHOLDER) else 1)
+        return Prompt(np.array(ids, dtype=np.int64), read, tuple(ranges))
+
+
+PLACEHOLDER = "\ufffc"
+"""What stands for a picture in the fake tokenizer's text."""
+
+
+def _picture(part: ImagePart, where: str = "image") -> Picture:
     if not part.data.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise UnsupportedPicture("this file is not a picture that can be read; send a PNG", param="image")
+        raise UnsupportedPicture("this file is not a picture that can be read; send a PNG", param=where)
     width, height = (int.from_bytes(part.data[at : at + 4], "big") for at in (16, 20))
     content = ContentHash(hashlib.sha256(part.data).digest())
     return Picture(part.data, ImageHeader("PNG", width, height), content, Grid(1, 4, 4), ROWS)
@@ -127,9 +167,16 @@ class FakeEngine:
 
 
 def say(
-    *words: str, request: Request, finish: str = "stop", logprobs: bool = False, wait: float | None = None
+    *words: str,
+    request: Request,
+    finish: str = "stop",
+    logprobs: bool = False,
+    wait: float | None = None,
+    report: ConstraintReport | None = None,
 ) -> Iterator[Step]:
-    """Steps that answer with ``words``, one event each, ``wait`` seconds between; the last carries the usage."""
+    """Steps that answer with ``words``, one event each, ``wait`` seconds between; the last carries the usage, and for
+    a request with a constraint how it was kept: strictly, where ``report`` does not say otherwise."""
+    kept = (report or ConstraintReport()) if request.constraint is not None else None
     for i, word in enumerate(words, start=1):
         last = i == len(words)
         if wait is not None and i > 1:
@@ -141,7 +188,21 @@ def say(
             logprobs=(TokenLogprob(i, word, -0.5, ((i, word, -0.5), (0, "�", float("-inf")))),) if logprobs else (),
             finish_reason=finish if last else None,
             usage=usage_of(request, len(words)) if last else None,
+            constraint=kept if last else None,
         )
+
+
+def scored(request: Request, logprob: Callable[[str], float], cached: int = 2) -> Iterator[Step]:
+    """The one event of a request with ``score_from``: ``logprob(text)`` for the answer that its prompt ends with, all
+    of it on the first token."""
+    assert request.score_from is not None
+    *ids, end = request.prompt.token_ids[request.score_from :].tolist()
+    assert end == END
+    text = "".join(map(chr, ids))
+    entries = [TokenLogprob(END, "", 0.0)] * (len(text) + 1)
+    entries[0] = TokenLogprob(ids[0], text[0], logprob(text))
+    usage = Usage(len(request.prompt), 0, cached, request.prompt.picture_tokens, 1)
+    yield TokenEvent(request.id, logprobs=tuple(entries), finish_reason="stop", usage=usage)
 
 
 def usage_of(request: Request, completion: int, cached: int = 2) -> Usage:

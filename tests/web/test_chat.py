@@ -245,6 +245,33 @@ async def test_logprobs(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     assert logprobs["content"][0]["top_logprobs"][0] == {"token": "a", "logprob": -0.5, "bytes": [97]}
 
 
+async def test_the_last_message_can_be_continued(
+    client: httpx.AsyncClient, engine: FakeEngine, prompts: FakePrompts
+) -> None:
+    turns = [{"role": "user", "content": "Where is the cat?"}, {"role": "assistant", "content": "It is"}]
+    for extra in ({}, {"add_generation_prompt": False}):
+        assert (await chat(client, *turns, continue_final_message=True, **extra)).status_code == 200
+        assert [message.role for message in prompts.built[-1]] == ["user"]
+        assert engine.requests[-1].prompt.token_ids.tolist() == [0, 0, 0, 0, *map(ord, "It is")]
+    turns[1]["content"] = ""
+    assert (await chat(client, *turns, continue_final_message=True)).status_code == 200
+    assert engine.requests[-1].prompt.token_ids.tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "turns", [[{"role": "user", "content": "Where?"}], [{"role": "assistant", "content": "It is"}]]
+)
+async def test_only_an_assistants_turn_can_be_continued(client: httpx.AsyncClient, turns: list[dict[str, str]]) -> None:
+    response = await chat(client, *turns, continue_final_message=True)
+    error_of(response, 400, "invalid_field", "continue_final_message")
+
+
+async def test_to_begin_a_turn_and_to_continue_one_exclude_each_other(client: httpx.AsyncClient) -> None:
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "It is"}]
+    response = await chat(client, *turns, continue_final_message=True, add_generation_prompt=True)
+    error_of(response, 400, "invalid_field", "add_generation_prompt")
+
+
 async def test_unknown_fields_are_ignored_and_logged_once(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -260,15 +287,11 @@ async def test_unknown_fields_are_ignored_and_logged_once(
     ("field", "value"),
     [
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("response_format", {"type": "json_object"}),
-        ("response_format", {"type": "json_schema", "json_schema": {}}),
         ("tool_choice", "required"),
         ("logit_bias", {"1": 100}),
         ("modalities", ["audio"]),
-        ("guided_json", {"type": "object"}),
-        ("regex", "a+"),
+        ("guided_whitespace_pattern", " ?"),
         ("add_generation_prompt", False),
-        ("continue_final_message", True),
         ("best_of", 2),
     ],
 )
@@ -284,6 +307,7 @@ async def test_field_whose_loss_would_change_the_answer_is_refused(
     ("field", "value"),
     [
         ("response_format", {"type": "text"}),
+        ("guided_decoding_backend", "xgrammar"),
         ("tool_choice", "none"),
         ("tools", None),
         ("modalities", ["text"]),

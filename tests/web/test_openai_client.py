@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import openai
+import pydantic
 import pytest
 
 from mmserve.errors import MMServeError, QueueFull
-from mmserve.types import TokenEvent
-from tests.web.fakes import FakeEngine, FakePrompts
+from mmserve.grammar.spec import JsonSchema
+from mmserve.types import ConstraintReport, TokenEvent
+from tests.web.fakes import FakeEngine, FakePrompts, say
 from tests.web.test_chat import picture, text, user
 
 
@@ -66,6 +69,38 @@ def test_openai_client_gets_its_own_error_classes(openai_client: openai.OpenAI, 
     engine.script = lambda request: [TokenEvent(request.id, text="x"), MMServeError("the device failed")]
     with pytest.raises(openai.APIError, match="the device failed"):
         ask(stream=True)
+
+
+class Animal(pydantic.BaseModel):
+    name: str
+    legs: int = pydantic.Field(ge=0)
+
+
+def test_openai_client_parses_into_a_model(openai_client: openai.OpenAI, engine: FakeEngine) -> None:
+    engine.script = lambda request: say('{"name":"cat",', '"legs":4}', request=request)
+    answer = openai_client.chat.completions.parse(model="pocket-vl", messages=CONVERSATION, response_format=Animal)
+    assert answer.choices[0].message.parsed == Animal(name="cat", legs=4)
+    constraint = engine.requests[0].constraint
+    assert isinstance(constraint, JsonSchema)
+    assert constraint.strict
+    assert json.loads(constraint.schema)["required"] == ["name", "legs"]
+    with openai_client.chat.completions.stream(
+        model="pocket-vl", messages=CONVERSATION, response_format=Animal
+    ) as stream:
+        assert stream.get_final_completion().choices[0].message.parsed == Animal(name="cat", legs=4)
+
+
+def test_openai_client_takes_what_we_add_about_a_constraint(openai_client: openai.OpenAI, engine: FakeEngine) -> None:
+    report = ConstraintReport("coerced", ("oneOf at / is anyOf",), closed_early=True)
+    engine.script = lambda request: say('{"name":"cat","legs":4}', request=request, report=report)
+    answer = openai_client.chat.completions.create(
+        model="pocket-vl",
+        messages=CONVERSATION,
+        response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": Animal.model_json_schema()}},
+    )
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].model_dump()["closed_early"] is True
+    assert answer.model_dump()["constraint"]["relaxed"] == ["oneOf at / is anyOf"]
 
 
 def test_openai_client_lists_models(openai_client: openai.OpenAI) -> None:

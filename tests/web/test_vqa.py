@@ -17,6 +17,10 @@ pytestmark = pytest.mark.anyio
 
 PNG = png()
 QUESTION = {"question": "What is this?"}
+CONSTRAINTS = {
+    *("schema", "strict", "json", "regex", "choices", "grammar", "xml", "structural_tag"),
+    *("must_include", "must_not_include", "start_with", "max_words"),
+}
 
 
 async def ask(
@@ -56,7 +60,10 @@ async def test_answer_in_json(client: httpx.AsyncClient, engine: FakeEngine) -> 
             "prompt_tokens_details": {"cached_tokens": 2, "image_tokens": ROWS, "cached_images": 1},
         },
         "images": [{"width": 8, "height": 6, "tokens": ROWS}],
+        "constraint": None,
+        "parsed": None,
     }
+    assert engine.requests[0].constraint is None
     assert not engine.aborted
     assert not engine.running
 
@@ -112,7 +119,7 @@ async def test_every_sampling_field_arrives(
         "cache_salt": "tenant",
         "model": "default",
     }
-    assert set(sent) | {"question", "system", "stream"} == set(VqaFields.model_fields)
+    assert set(sent) | {"question", "system", "stream"} | CONSTRAINTS == set(VqaFields.names())
     response = await ask(client, sent)
     assert response.status_code == 200, response.text
     assert engine.requests[0].sampling == SamplingParams(
@@ -256,7 +263,7 @@ async def test_big_pictures_are_prepared_in_a_thread_and_small_ones_inline(
 async def test_description_of_the_form_is_whole(client: httpx.AsyncClient) -> None:
     description = (await client.get("/openapi.json")).json()
     schema = description["paths"]["/v1/vqa"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert set(schema["properties"]) == {"image", *VqaFields.model_fields}
+    assert set(schema["properties"]) == {"image", *VqaFields.names()}
     assert schema["required"] == ["image", "question"]
-    for path in ("/v1/vqa", "/v1/chat/completions"):
+    for path in ("/v1/vqa", "/v1/chat/completions", "/v1/decisions"):
         assert "$ref" not in json.dumps(description["paths"][path]["post"]["requestBody"])

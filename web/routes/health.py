@@ -22,6 +22,7 @@ def health_router(service: Service, version: str) -> APIRouter:
             return JSONResponse({"status": "ok"})
         return JSONResponse({"status": "unavailable"}, 503, {"Retry-After": "5"})
 
+    @router.get("/get_server_info", include_in_schema=False)
     @router.get("/server_info")
     async def server_info() -> dict[str, Any]:
         """Version, model, limits, and the engine's counters and gauges."""
@@ -34,6 +35,7 @@ def health_router(service: Service, version: str) -> APIRouter:
             "stats": dict(service.engine.stats()),
         }
 
+    @router.get("/flush_cache", include_in_schema=False)
     @router.post("/flush_cache")
     async def flush_cache() -> dict[str, int]:
         """Empties the caches of what no request is using; says how many tokens were dropped."""

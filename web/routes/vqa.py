@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, nullcontext
 from typing import Any
 
 from fastapi import APIRouter
@@ -15,15 +15,16 @@ from starlette.responses import JSONResponse, Response
 from mmserve.errors import EngineUnavailable, InvalidField, PictureError, RequestError, TooManyPictures
 from mmserve.types import Prompt, TokenEvent
 from mmserve.types import Request as EngineRequest
+from web.constraints import verdict_on, vqa_answer
 from web.errors import explain
-from web.generation import Stopwatch, collect, generate, logprobs_json, make_requests, offload, usage_json
+from web.generation import Stopwatch, Tally, collect, generate, logprobs_json, make_requests, offload, usage_json
 from web.middleware import request_id
 from web.schemas import VQA_REPEATED, VqaFields, request_schema
 from web.service import Service
 from web.sse import DONE, frame, start_stream, until_disconnect
 from web.uploads import Form, FormRules, read_form
 
-_RULES = FormRules(file="image", fields=tuple(VqaFields.model_fields), repeated=VQA_REPEATED)
+_RULES = FormRules(file="image", fields=VqaFields.names(), repeated=VQA_REPEATED)
 
 
 def vqa_router(service: Service) -> APIRouter:
@@ -47,12 +48,16 @@ async def _answer(service: Service, request: Request, form: Form) -> Response:
     model = service.find_model(fields.model).name
     sampling = fields.sampling(service.sampling)
     messages = fields.messages(form.files)
+    wanted = await offload(form.text_size, fields.wanted)
+    constraint = None if wanted is None else wanted.constraint
     prompt = await offload(form.size, lambda: service.prompts.build(messages, cache_salt=fields.cache_salt))
     identity = f"vqa-{request_id(request)}"
-    asked = make_requests(identity, prompt, sampling, fields.cache_salt)
-    if fields.stream:
-        return await start_stream(request, _frames(service, model, asked[0], watch))
-    [tally] = await until_disconnect(request, collect(service.engine, asked, watch))
+    [asked] = make_requests(identity, prompt, sampling, fields.cache_salt, constraint=constraint)
+    with nullcontext() if wanted is None else wanted.named():
+        if fields.stream:
+            return await start_stream(request, _frames(service, model, asked, watch))
+        [tally] = await until_disconnect(request, collect(service.engine, [asked], watch))
+    verdict = await verdict_on(service.judge, constraint, tally)
     answer = {
         "id": identity,
         "object": "vqa.answer",
@@ -63,6 +68,7 @@ async def _answer(service: Service, request: Request, form: Form) -> Response:
         "usage": usage_json([tally.usage]),
         "timing": watch.timing(),
         "images": _images_json(prompt),
+        **vqa_answer(verdict, constraint, tally.text),
     }
     if sampling.logprobs is not None:
         answer["logprobs"] = logprobs_json(tally.logprobs)
@@ -98,10 +104,14 @@ async def _frames(
     envelope = {"id": request.id, "object": "vqa.chunk", "created": int(time.time()), "model": model}
     async with aclosing(generate(service.engine, [request])) as events:
         started = False
+        tally = Tally()
         async for _, event in events:
             watch.note(event)
+            tally.add(event)
             if event.last:
-                yield frame(envelope | _delta(request, event) | _ending(request, event, watch))
+                verdict = await verdict_on(service.judge, request.constraint, tally)
+                kept = vqa_answer(verdict, request.constraint, tally.text)
+                yield frame(envelope | _delta(request, event) | _ending(request, event, watch) | kept)
             elif event.text or event.logprobs or not started:
                 yield frame(envelope | _delta(request, event))
             started = True

@@ -1,0 +1,76 @@
+"""The command line's options for what an answer must look like."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from mmserve.client import Constraints
+from mmserve.errors import ConfigError
+
+
+def add_constraint(parser: argparse.ArgumentParser) -> None:
+    """``--schema``, ``--regex`` and the like on ``parser``."""
+    group = parser.add_argument_group("what the answer must look like (one of these)")
+    group.add_argument("--schema", metavar="FILE|JSON|MODULE:TYPE", help="a JSON Schema, or a pydantic model's name")
+    group.add_argument("--strict", action="store_true", help="refuse a schema that cannot be enforced exactly")
+    group.add_argument("--json-object", action="store_true", help="a JSON object of any shape")
+    group.add_argument("--regex", metavar="PATTERN", help="text that the pattern matches as a whole")
+    group.add_argument("--choice", action="append", metavar="TEXT", help="one of these; give it once for each")
+    group.add_argument("--grammar", metavar="FILE|TEXT", help="a Lark or EBNF (GBNF) grammar")
+    group.add_argument("--xml", metavar="FILE|JSON", help="an XML element, by its element schema")
+    group.add_argument("--must-include", action="append", metavar="WORD", help="repeat it for several")
+    group.add_argument("--must-not-include", action="append", metavar="WORD", help="repeat it for several")
+    group.add_argument("--start-with", metavar="TEXT")
+    group.add_argument("--max-words", type=int, metavar="N")
+
+
+def constraint_of(arguments: argparse.Namespace) -> Constraints:
+    """The client's options. Raises ``ConfigError`` for a file or type that is not there."""
+    return Constraints(
+        schema=None if arguments.schema is None else _schema(arguments.schema),
+        strict=arguments.strict or None,
+        json=arguments.json_object or None,
+        regex=arguments.regex,
+        choices=arguments.choice,
+        grammar=None if arguments.grammar is None else _source(arguments.grammar, "::=", "start:"),
+        xml=None if arguments.xml is None else _source(arguments.xml, "{"),
+        must_include=arguments.must_include,
+        must_not_include=arguments.must_not_include,
+        start_with=arguments.start_with,
+        max_words=arguments.max_words,
+    )
+
+
+def _schema(given: str) -> Any:
+    module, colon, name = given.partition(":")
+    if colon and all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
+        return _type(module, name)
+    return _source(given, "{")
+
+
+def _type(module: str, name: str) -> Any:
+    sys.path.insert(0, os.getcwd())  # as python -m has it: the model is often in a file that lies right here
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"--schema {module}:{name} cannot be loaded: {error}") from None
+    finally:
+        sys.path.remove(os.getcwd())
+    return found
+
+
+def _source(given: str, *marks: str) -> str:
+    """``given`` itself where it has one of ``marks``, else the text of the file that it names."""
+    if any(mark in given for mark in marks) or given in ("true", "false"):
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{given[:200]!r} is neither a file nor the thing itself: {error}") from None
