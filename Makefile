@@ -1,6 +1,7 @@
 # make demo        install, serve the embedded model, ask it one question, keep serving (ONCE=1: stop after the answer)
 # make test        install with the development tools; lint, types, layers and tests
 # make proof       the full-size proofs; writes their figures to docs/proofs
+# make outside     SGLang's own frontend, in an environment of its own, against our server
 # make bench       the benchmarks
 # make lock        renew constraints.txt from this environment
 
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Without this OpenMP's threads spin at barriers, and tests that share the cores with a browser or a server crawl.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint unit proof bench lock chromium clean
+.PHONY: demo test lint unit proof outside bench lock chromium clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/mmserve demo $(if $(ONCE),--once)
@@ -34,10 +35,26 @@ proof: $(VENV)/.ready-dev
 	$(BIN)/python -m bench.easy_vqa | tee docs/proofs/easy-vqa.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_identity.py | tee docs/proofs/identity.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_mixes.py | tee docs/proofs/mixes.txt
+	$(BIN)/pytest -m proof -q --no-header tests/proofs/test_adversarial.py | tee docs/proofs/adversarial.txt
+	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_constrained.py | tee docs/proofs/constrained.txt
+	$(BIN)/pytest -m proof -q -s --no-header tests/grammar | tee docs/proofs/grammar.txt
+	$(BIN)/python -m bench.constrained | tee docs/proofs/constrained-speed.txt
 	$(BIN)/python -m bench.radix --plot docs/proofs/radix.png | tee docs/proofs/radix.txt
 	$(BIN)/python -m bench.hit_rate | tee docs/proofs/hit-rate.txt
 	$(BIN)/python -m bench.second_tier | tee docs/proofs/second-tier.txt
 	$(BIN)/python -m bench.soak --requests 20000 | tee docs/proofs/soak.txt
+
+OUTSIDE := .venv-sglang
+outside: $(VENV)/.ready-dev $(OUTSIDE)/.ready
+	$(BIN)/mmserve serve --port 8765 & server=$$!; trap "kill $$server" EXIT; \
+	  for _ in $$(seq 120); do curl -sf http://127.0.0.1:8765/health >/dev/null && break; sleep 1; done; \
+	  $(OUTSIDE)/bin/python -W ignore tests/outside/sglang_frontend.py http://127.0.0.1:8765
+
+$(OUTSIDE)/.ready:
+	$(PYTHON) -m venv $(OUTSIDE)
+	$(OUTSIDE)/bin/pip install --quiet --no-deps sglang
+	$(OUTSIDE)/bin/pip install --quiet requests aiohttp numpy pillow tqdm msgspec orjson psutil pybase64 pydantic ipython
+	@touch $@
 
 bench: $(VENV)/.ready-dev
 	$(BIN)/python -m bench.easy_vqa --questions 1000
