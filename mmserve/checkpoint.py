@@ -30,6 +30,8 @@ class Checkpoint:
     size and header (names, types, shapes and offsets of the tensors), the first and last 256 bytes of every tensor,
     ``config.json`` and the image processor's settings. So it is read in milliseconds and tells fine-tunes of one model
     apart, but it is no digest of every weight: someone who edits the middle of a tensor by hand keeps it.
+
+    ``json_style`` says how it writes JSON under a constraint: ``"compact"``, or ``"spaced"`` behind commas and colons.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Checkpoint:
     sampling: SamplingParams = field(repr=False)
     description: str = ""
     licence: str = ""
+    json_style: str = "compact"
 
     @property
     def vision_config(self) -> Mapping[str, Any]:
@@ -63,6 +66,7 @@ def read_checkpoint(
     max_model_len: int | None = None,
     description: str = "",
     licence: str = "",
+    json_style: str = "compact",
 ) -> Checkpoint:
     """Read a checkpoint folder; ``dtype``, ``template`` (source) and ``max_model_len`` override what it says.
 
@@ -95,6 +99,7 @@ def read_checkpoint(
         sampling=default_sampling(generation),
         description=description,
         licence=licence,
+        json_style=json_style,
     )
 
 

@@ -40,6 +40,7 @@ class ModelEntry:
     limits: Mapping[str, int] = field(default_factory=dict)
     licence: str = ""
     description: str = ""
+    json_style: str = "compact"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class Registry:
             max_model_len=entry.limits.get("max_model_len"),
             description=entry.description,
             licence=entry.licence,
+            json_style=entry.json_style,
         )
         if checkpoint.family != entry.family:
             raise ConfigError(f"models.yaml calls {entry.name} a {entry.family}, but its files say {checkpoint.family}")
@@ -122,6 +124,8 @@ def _entry(path: Path, name: str, fields: Any) -> ModelEntry:
     limits = fields.get("limits", {})
     if not isinstance(limits, dict) or limits.keys() - {"max_model_len"}:
         raise ConfigError(f"{path}: the limits of {name} may hold max_model_len only, got {limits}")
+    if fields.get("json_style", "compact") not in ("compact", "spaced"):
+        raise ConfigError(f"{path}: json_style of {name} must be compact or spaced, not {fields['json_style']!r}")
     return ModelEntry(name=name, **fields)
 
 

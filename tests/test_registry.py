@@ -78,6 +78,7 @@ def test_a_file_of_ones_own(tmp_path: Path, folder: Path) -> None:
         ("a: {family: f, weights: w, weigths: x}", "unknown field 'weigths'; known are family, weights"),
         ("a: {family: f, weights: w, limits: {max_tokens: 1}}", "may hold max_model_len only"),
         ("a: {family: f, weights: w, limits: 3}", "may hold max_model_len only"),
+        ("a: {family: f, weights: w, json_style: wide}", "must be compact or spaced, not 'wide'"),
     ],
 )
 def test_a_malformed_file_is_refused(tmp_path: Path, content: str, says: str) -> None:

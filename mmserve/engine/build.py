@@ -8,6 +8,7 @@ from mmserve.engine.engine import Engine, Outputs
 from mmserve.engine.output import OutputStream, ScoreSheet
 from mmserve.engine.runner import build_runner
 from mmserve.engine.sequence import Sequence
+from mmserve.grammar.lowered import COMPACT, SPACED
 from mmserve.grammar.vocabulary import Vocabulary
 from mmserve.prompt import TokenTable, mrope_positions
 from mmserve.types import IntArray, Prompt
@@ -35,6 +36,7 @@ def build_engine(checkpoint: Checkpoint, config: EngineConfig) -> Engine:
         positions=positions,
         outputs=Outputs(new_stream, new_sheet),
         vocabulary=Vocabulary(checkpoint.path, size=runner.vocab_size, eos_ids=checkpoint.eos_token_ids),
+        json_style=SPACED if checkpoint.json_style == "spaced" else COMPACT,
         eos_ids=checkpoint.eos_token_ids,
         max_model_len=checkpoint.max_model_len,
     )

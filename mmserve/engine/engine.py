@@ -24,6 +24,7 @@ from mmserve.engine.sequence import Sequence
 from mmserve.errors import MMServeError
 from mmserve.grammar.closing import Closer
 from mmserve.grammar.compiler import CompiledGrammar, GrammarCompiler
+from mmserve.grammar.lowered import JsonStyle
 from mmserve.grammar.spec import Constraint
 from mmserve.grammar.state import GrammarState
 from mmserve.grammar.vocabulary import Vocabulary
@@ -77,6 +78,7 @@ class Engine:
         positions: Positions,
         outputs: Outputs,
         vocabulary: Vocabulary,
+        json_style: JsonStyle,
         eos_ids: tuple[int, ...],
         max_model_len: int,
         on_wake: Callable[[], None] = lambda: None,
@@ -97,7 +99,7 @@ class Engine:
         self._streams: dict[str, OutputStream] = {}
         self._sheets: dict[str, ScoreSheet] = {}
         self._grammars: dict[str, GrammarState] = {}
-        self._compiler = GrammarCompiler(vocabulary, threads=config.grammar_threads)
+        self._compiler = GrammarCompiler(vocabulary, threads=config.grammar_threads, json_style=json_style)
         self._masks = MaskFiller(vocabulary.mask_words, config.grammar_threads)
         self._threads = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="mmserve-decode")
         self._prepared: SimpleQueue[tuple[ContentHash, Future[Pixels]]] = SimpleQueue()

@@ -22,7 +22,7 @@ from mmserve.errors import EngineUnavailable, QueueFull, UnsupportedConstraint
 from mmserve.grammar.closing import Closer
 from mmserve.grammar.hints import hints_of
 from mmserve.grammar.lower import lower
-from mmserve.grammar.lowered import Lowered, Step
+from mmserve.grammar.lowered import COMPACT, JsonStyle, Lowered, Step
 from mmserve.grammar.refusal import grammar_refusal
 from mmserve.grammar.spec import Constraint, JsonSchema, StructuralTag, Tag, XmlSchema
 from mmserve.grammar.vocabulary import Vocabulary
@@ -81,12 +81,14 @@ class GrammarCompiler:
         capacity: int = 256,
         queue: int = 256,
         longest: int = 2048,
+        json_style: JsonStyle = COMPACT,
         completion: Completion | None = None,
     ) -> None:
         self._vocabulary = vocabulary
         self._capacity = capacity
         self._queue = queue
         self._longest = longest
+        self._json_style = json_style
         closer = Closer(vocabulary)
         self._completion = completion or (
             lambda matcher, hints, budget, shorten: closer.find(matcher, hints=hints, budget=budget, shorten=shorten)
@@ -185,7 +187,7 @@ class GrammarCompiler:
             completion = known.completion if shorter is None else tuple(shorter)
             return replace(known, completion=completion, shortened=True)
         tried = _Tried(self._vocabulary, self._limits)
-        lowered = lower(constraint, tried)
+        lowered = lower(constraint, tried, self._json_style)
         matcher = tried.matcher(lowered)
         matcher.compute_bitmask()
         if matcher.is_error():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmserve.errors import InvalidConstraint, UnsupportedConstraint
 from mmserve.grammar import ebnf
 from mmserve.grammar.larktext import check_lark
-from mmserve.grammar.lowered import Lowered, Trial, as_hints, lark, quoted
+from mmserve.grammar.lowered import COMPACT, JsonStyle, Lowered, Trial, as_hints, lark, quoted
 from mmserve.grammar.regex import translate
 from mmserve.grammar.schema import any_json, lower_schema
 from mmserve.grammar.spec import AnyJson, Choice, Constraint, Grammar, JsonSchema, Regex, StructuralTag, XmlSchema
@@ -17,15 +17,17 @@ MAX_GRAMMAR = 200_000
 """The longest grammar that is read, in characters."""
 
 
-def lower(constraint: Constraint, trial: Trial) -> Lowered:
+def lower(constraint: Constraint, trial: Trial, style: JsonStyle = COMPACT) -> Lowered:
     """The grammar of ``constraint``. ``trial`` is asked about JSON Schemas, whose steps depend on its answer.
+
+    ``style`` is of the JSON in it, but for that of a caller's own grammar, which is compact.
 
     Raises ``InvalidConstraint`` for what is not well-formed and ``UnsupportedConstraint`` for what is not enforced.
     """
     if isinstance(constraint, JsonSchema):
-        return lower_schema(constraint.schema, strict=constraint.strict, trial=trial)
+        return lower_schema(constraint.schema, strict=constraint.strict, trial=trial, style=style)
     if isinstance(constraint, AnyJson):
-        return any_json()
+        return any_json(style)
     if isinstance(constraint, Regex):
         return _regex(constraint)
     if isinstance(constraint, Choice):
@@ -35,7 +37,7 @@ def lower(constraint: Constraint, trial: Trial) -> Lowered:
     if isinstance(constraint, XmlSchema):
         return lower_xml(constraint.schema)
     if isinstance(constraint, StructuralTag):
-        return lower_tags(constraint, lambda content: lower(content, trial))
+        return lower_tags(constraint, lambda content: lower(content, trial, style))
     return lower_words(constraint)
 
 

@@ -12,6 +12,19 @@ Step: TypeAlias = Literal["strict", "coerced", "lenient"]
 Trial: TypeAlias = Callable[[str], str]
 """Compiles a grammar; what is wrong with it in llguidance's words, or nothing."""
 
+
+@dataclass(frozen=True, slots=True)
+class JsonStyle:
+    """What stands between items of JSON and behind its names; no more, or white space could go on for ever."""
+
+    item_separator: str = ","
+    key_separator: str = ":"
+
+
+COMPACT = JsonStyle()
+SPACED = JsonStyle(", ", ": ")
+"""For models that have only ever seen JSON with blanks."""
+
 MAX_HINTS = 64
 MAX_HINT_BYTES = 200
 

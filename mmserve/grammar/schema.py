@@ -21,7 +21,7 @@ from decimal import Decimal
 from typing import Any, TypeGuard
 
 from mmserve.errors import ConstraintError, InvalidConstraint, UnsupportedConstraint
-from mmserve.grammar.lowered import Lowered, Step, Trial, as_hints, grammars
+from mmserve.grammar.lowered import COMPACT, JsonStyle, Lowered, Step, Trial, as_hints, grammars
 from mmserve.grammar.refusal import refusal
 from mmserve.grammar.regex import translate
 from mmserve.grammar.walk import Node, Place, check_nesting, places
@@ -67,7 +67,7 @@ _LARGEST = 9223372036854774784
 _EXACT = 2**53
 
 
-def lower_schema(text: str, *, strict: bool, trial: Trial) -> Lowered:
+def lower_schema(text: str, *, strict: bool, trial: Trial, style: JsonStyle = COMPACT) -> Lowered:
     """The first step of the chain that ``trial`` compiles.
 
     Raises ``InvalidConstraint`` for what is no schema and ``UnsupportedConstraint``, naming keyword and place, for
@@ -78,7 +78,7 @@ def lower_schema(text: str, *, strict: bool, trial: Trial) -> Lowered:
     failure: ConstraintError | None = None
     for step in steps:
         try:
-            attempt = prepare(text, step)
+            attempt = prepare(text, step, style)
         except UnsupportedConstraint as error:
             failure = error
             continue
@@ -120,7 +120,7 @@ def check_size(text: str) -> None:
     _check_conjunctions(found)
 
 
-def prepare(text: str, step: Step) -> Lowered:
+def prepare(text: str, step: Step, style: JsonStyle = COMPACT) -> Lowered:
     """The grammar of one step, for a ``text`` that ``check_size`` has seen. Raises ``ConstraintError``."""
     root = parse(text)
     pass_ = _PrePass(root, step)
@@ -128,6 +128,8 @@ def prepare(text: str, step: Step) -> Lowered:
         pass_.visit(place)
     options: dict[str, Any] = {
         "whitespace_flexible": False,
+        "item_separator": style.item_separator,
+        "key_separator": style.key_separator,
         "json_allow_general_unicode_escapes": True,
         "coerce_one_of": step != "strict",
         "lenient": step == "lenient",
@@ -140,8 +142,9 @@ def prepare(text: str, step: Step) -> Lowered:
     return Lowered(grammars([{"json_schema": root}]), "schema", step, tuple(pass_.relaxed[:32]), hints)
 
 
-def any_json() -> Lowered:
+def any_json(style: JsonStyle = COMPACT) -> Lowered:
     """Any JSON object, its values at most ``MAX_JSON_DEPTH`` levels inside each other."""
+    comma, colon = f'"{style.item_separator}"', f'"{style.key_separator}"'
     rules = ["start: o0", r'STRING: "\"" CHAR* "\""', r"CHAR: /[^\x00-\x1F\x7F\"\\]/ | ESCAPE"]
     rules.append(
         r"ESCAPE: /\\[bfnrt\"\\]/ | /\\u([0-9a-ce-fA-CE-F][0-9a-fA-F]{3}|[dD][0-7][0-9a-fA-F]{2}"
@@ -152,10 +155,10 @@ def any_json() -> Lowered:
     for depth in range(MAX_JSON_DEPTH):
         value = f"scalar | o{depth + 1} | a{depth + 1}" if depth < MAX_JSON_DEPTH - 1 else "scalar"
         rules.append(f"v{depth}: {value}")
-        rules.append(f'o{depth}: "{{" (p{depth} ("," p{depth})*)? "}}"')
-        rules.append(f'p{depth}: STRING ":" v{depth}')
+        rules.append(f'o{depth}: "{{" (p{depth} ({comma} p{depth})*)? "}}"')
+        rules.append(f"p{depth}: STRING {colon} v{depth}")
         if depth:
-            rules.append(f'a{depth}: "[" (v{depth} ("," v{depth})*)? "]"')
+            rules.append(f'a{depth}: "[" (v{depth} ({comma} v{depth})*)? "]"')
     grammar = grammars([{"lark_grammar": "\n".join(rules)}])
     return Lowered(grammar, "response_format", hints=(b"{}", b"}"))
 

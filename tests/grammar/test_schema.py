@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from mmserve.errors import ConstraintError, InvalidConstraint, UnsupportedConstraint
+from mmserve.grammar.compiler import GrammarCompiler
 from mmserve.grammar.judge import judge
-from mmserve.grammar.spec import AnyJson, JsonSchema
+from mmserve.grammar.lowered import SPACED
+from mmserve.grammar.spec import AnyJson, JsonSchema, StructuralTag, Tag
 from tests.grammar.conftest import Bench
 from tests.grammar.sample import Case, compact, load, spellings
 from tests.grammar.support import accepts, generate
@@ -133,6 +135,18 @@ def test_any_json_is_an_object_of_bounded_depth(bench: Bench) -> None:
         assert judge(AnyJson(), text)
     for text in ("[]", "1", '{"a": 1}', '{"a":01}', '{"a":' * 33 + "1" + "}" * 33, '{"a":"\\ud800"}', ""):
         assert not bench.accepts(AnyJson(), text), text
+
+
+def test_a_models_style_puts_one_blank_behind_commas_and_colons(bench: Bench) -> None:
+    compiler = GrammarCompiler(bench.vocabulary, threads=1, json_style=SPACED)
+    schema = of(type="object", properties={"a": {"type": "array", "items": {"type": "integer"}}, "b": {"type": "null"}})
+    inside = StructuralTag((Tag("<", schema, ">"),), ("<",))
+    for constraint, open_, close in ((schema, "", ""), (AnyJson(), "", ""), (inside, "<", ">")):
+        grammar = compiler.submit(constraint).result(30)
+        assert accepts(grammar, bench.vocabulary, open_ + '{"a": [1, 2], "b": null}' + close)
+        for text in ('{"a":[1,2],"b":null}', '{"a":  [1, 2], "b": null}', '{ "a": [1, 2], "b": null}'):
+            assert not accepts(grammar, bench.vocabulary, open_ + text + close)
+    compiler.close()
 
 
 @pytest.mark.parametrize("seed", range(12))
