@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from mmserve.errors import InvalidConstraint, UnsupportedConstraint
-from mmserve.grammar.schema import check_size, prepare
+from mmserve.grammar.schema import prepare, read
 
 MAX_RULES = 2_000
 MAX_CHAIN = 500
@@ -155,8 +155,7 @@ class _Scan:
         if not isinstance(value, dict):
             raise self._invalid("%json is not followed by a schema")
         try:
-            check_size(json.dumps(value))
-            lowered = prepare(json.dumps(value), "strict")
+            lowered = prepare(*read(json.dumps(value)), "strict")
         except (InvalidConstraint, UnsupportedConstraint) as error:
             raise type(error)(f"line {self._line}: {error.message}", param="grammar") from None
         return json.loads(lowered.grammar)["grammars"][0]["json_schema"]

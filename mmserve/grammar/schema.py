@@ -73,12 +73,15 @@ def lower_schema(text: str, *, strict: bool, trial: Trial, style: JsonStyle = CO
     Raises ``InvalidConstraint`` for what is no schema and ``UnsupportedConstraint``, naming keyword and place, for
     what cannot be enforced: exactly, where ``strict`` is set.
     """
-    check_size(text)
+    root, found = read(text)
     steps: tuple[Step, ...] = ("strict",) if strict else ("strict", "coerced", "lenient")
     failure: ConstraintError | None = None
     for step in steps:
+        if step != "strict":  # the step before has rewritten it
+            root = parse(text)
+            found = places(root)
         try:
-            attempt = prepare(text, step, style)
+            attempt = prepare(root, found, step, style)
         except UnsupportedConstraint as error:
             failure = error
             continue
@@ -110,21 +113,24 @@ def parse(text: str) -> Node:
     return value
 
 
-def check_size(text: str) -> None:
-    """Raises ``UnsupportedConstraint`` for what would take too long at every step, and what ``parse`` raises."""
+def read(text: str) -> tuple[Node, list[Place]]:
+    """A schema and its subschemas.
+
+    Raises ``UnsupportedConstraint`` for what would take too long at every step, and what ``parse`` raises.
+    """
     root = parse(text)
     check_nesting(root)
     found = places(root)
     for place in found:
         _check_counts(place)
     _check_conjunctions(found)
+    return root, found
 
 
-def prepare(text: str, step: Step, style: JsonStyle = COMPACT) -> Lowered:
-    """The grammar of one step, for a ``text`` that ``check_size`` has seen. Raises ``ConstraintError``."""
-    root = parse(text)
-    pass_ = _PrePass(root, step)
-    for place in pass_.places:
+def prepare(root: Node, found: list[Place], step: Step, style: JsonStyle = COMPACT) -> Lowered:
+    """The grammar of one step; rewrites ``root``, whose subschemas are ``found``. Raises ``ConstraintError``."""
+    pass_ = _PrePass(root, found, step)
+    for place in found:
         pass_.visit(place)
     options: dict[str, Any] = {
         "whitespace_flexible": False,
@@ -170,13 +176,13 @@ def _no_constant(name: str) -> float:
 class _PrePass:
     """Rewrites one schema in place for one step and collects what it has to say."""
 
-    def __init__(self, root: Node, step: Step) -> None:
+    def __init__(self, root: Node, found: list[Place], step: Step) -> None:
         self.relaxed: list[str] = []
         self.hints: list[str] = []
         self.plain_names = False
         self._step = step
         root.pop("x-guidance", None)
-        self.places = places(root)
+        self.places = found
         if step == "strict" and "draft-03" in str(root.get("$schema")):
             self._refuse("$schema at /$schema names draft 3, which is not enforced")
         self._lone_references = str(root.get("$schema")).rstrip("#").endswith(_OLD_DRAFTS)
