@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import islice
 from typing import TypeAlias
 
@@ -61,17 +63,26 @@ class Closer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self._alphabet = Alphabet(vocabulary)
+        self._prepared = lru_cache(maxsize=256)(partial(_Hints.of, self._alphabet))
 
     def find(
-        self, matcher: LLMatcher, *, hints: Sequence[bytes] = (), budget: int, shorten: bool = True
+        self,
+        matcher: LLMatcher,
+        *,
+        hints: Sequence[bytes] = (),
+        held: bytes = b"",
+        budget: int,
+        shorten: bool = True,
     ) -> list[int] | None:
-        """As ``find_completion``."""
+        """As ``find_completion``; ``held`` is one more hint, which no other state has."""
         if matcher.is_error() or budget < 0:
             return None
         if matcher.is_accepting() or matcher.is_stopped():
             return []
         # A walk may be much longer than what is left of it once it is cut.
-        search = _Search(self._alphabet, matcher, hints, _LONGEST_WALK + budget * _BYTES_PER_TOKEN)
+        texts = tuple(dict.fromkeys(hint for hint in hints if hint))[:_MAX_HINTS]
+        known = self._prepared(texts).with_one(self._alphabet, held)
+        search = _Search(self._alphabet, matcher, known, _LONGEST_WALK + budget * _BYTES_PER_TOKEN)
         found = search.first()
         if found is None:
             return None
@@ -106,21 +117,62 @@ _Endings: TypeAlias = Mapping[int, list[tuple[list[int], int]]]
 """Texts and places in them from which on they may end a path, by the token at the place."""
 
 
+def _places(alphabet: Alphabet, texts: Iterable[list[int]]) -> _Endings:
+    """Where endings of ``texts`` start, those that begin by closing something first, then the shortest."""
+    closers = (move.tokens[0] for byte in CLOSERS if (move := alphabet.move(byte)) is not None)
+    found: dict[int, list[tuple[list[int], int]]] = {first: [] for first in closers}
+    for text in texts:
+        for start in range(len(text) - 1, -1, -1):
+            found.setdefault(text[start], []).append((text, start))
+    return {first: places for first, places in found.items() if places}
+
+
+@dataclass(frozen=True, slots=True)
+class _Hints:
+    """What hints are to a search, worked out once for a constraint: steps, and texts that may end a path.
+
+    ``size`` is their bytes; of too many the endings are not tried.
+    """
+
+    moves: tuple[Move, ...]
+    endings: _Endings
+    size: int
+
+    @classmethod
+    def of(cls, alphabet: Alphabet, texts: tuple[bytes, ...]) -> _Hints:
+        variants = [alphabet.ids(variant) for text in texts for variant in (text, b" " + text)]
+        size = sum(map(len, texts))
+        few = size <= _HINT_ENDING_BYTES
+        endings = _places(alphabet, [alphabet.ids(text) for text in texts] if few else [])
+        return cls(tuple(Move(256 + i, ids) for i, ids in enumerate(variants)), endings, size)
+
+    def with_one(self, alphabet: Alphabet, text: bytes) -> _Hints:
+        """These and one more."""
+        if not text:
+            return self
+        size = self.size + len(text)
+        variants = [alphabet.ids(text), alphabet.ids(b" " + text)]
+        moves = tuple(Move(256 + len(self.moves) + i, ids) for i, ids in enumerate(variants))
+        if size > _HINT_ENDING_BYTES:
+            return _Hints(self.moves + moves, {}, size)
+        own = _places(alphabet, variants[:1])
+        firsts = dict.fromkeys((*self.endings, *own))
+        endings = {first: [*self.endings.get(first, ()), *own.get(first, ())] for first in firsts}
+        return _Hints(self.moves + moves, endings, size)
+
+
 class _Search:
     """Walks of one cursor from one state."""
 
-    def __init__(self, alphabet: Alphabet, matcher: LLMatcher, hints: Sequence[bytes], longest: int) -> None:
+    def __init__(self, alphabet: Alphabet, matcher: LLMatcher, hints: _Hints, longest: int) -> None:
         self._alphabet = alphabet
         self._cursor = Cursor(matcher)
         self._longest = longest
-        texts = [hint for hint in dict.fromkeys(hints) if hint][:_MAX_HINTS]
-        variants = [alphabet.ids(variant) for text in texts for variant in (text, b" " + text)]
-        self._hints = [Move(256 + i, ids) for i, ids in enumerate(variants)]
+        self._hints = list(hints.moves)
         self._orders: dict[bool, list[Move]] = {}
-        few = sum(map(len, texts)) <= _HINT_ENDING_BYTES
-        self._endings = self._places([alphabet.ids(text) for text in texts] if few else [])
+        self._endings = hints.endings
         quotes = [move.tokens for byte in b'"<' if (move := alphabet.move(byte)) is not None]
-        self._quotes = quotes if few else []
+        self._quotes = quotes if hints.size <= _HINT_ENDING_BYTES else []
 
     def first(self) -> list[int] | None:
         """The completion that walks from the start find."""
@@ -269,15 +321,6 @@ class _Search:
                         return None
         return None
 
-    def _places(self, texts: Iterable[list[int]]) -> _Endings:
-        """Where endings of ``texts`` start, those that begin by closing something first, then the shortest."""
-        closers = (move.tokens[0] for byte in CLOSERS if (move := self._alphabet.move(byte)) is not None)
-        found: dict[int, list[tuple[list[int], int]]] = {first: [] for first in closers}
-        for text in texts:
-            for start in range(len(text) - 1, -1, -1):
-                found.setdefault(text[start], []).append((text, start))
-        return {first: places for first, places in found.items() if places}
-
     def _look_around(self, start: int, work: int) -> bool:
         """Breadth first from path length ``start`` to where something can be closed that could not be there.
 
@@ -341,7 +384,7 @@ class _Search:
         moves = [move for move in self._moves(self._in_text()) if move.tokens[0] != path[at]]
         if len(moves) > _MAX_TURNS:
             return None
-        endings = self._places([path[at + 1 :]])
+        endings = _places(self._alphabet, [path[at + 1 :]])
         for move in moves:
             cursor.go(path[:at])
             if cursor.take(move.tokens):

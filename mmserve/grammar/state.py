@@ -26,6 +26,7 @@ LOOP_TOKENS = 48
 _NUMBER = frozenset(b"0123456789+-.eE")
 _CLOSERS = frozenset(b'"}]>),')
 _BEHIND_NUMBER = (b",", b"}", b"]")
+_LOOK_EVERY = 8
 _VALUES = (JsonSchema, AnyJson, XmlSchema, StructuralTag)
 
 
@@ -147,19 +148,19 @@ class GrammarState:
         if self._held and self._held[0] == token:
             self._run.clear()
             return self._held[1:]
-        spelled, rest = self._vocabulary.bytes_of([token]), self._vocabulary.bytes_of(self._held)
-        if spelled and rest.startswith(spelled):
-            self._run.clear()
-            return self._vocabulary.tokenize(rest[len(spelled) :])
         if len(self._held) < self.remaining and self._completes(self._held):
             self._run.append(token)
             return self._held
         self._run.clear()
+        spelled, rest = self._vocabulary.bytes_of([token]), self._vocabulary.bytes_of(self._held)
+        if spelled and rest.startswith(spelled):
+            return self._vocabulary.tokenize(rest[len(spelled) :])
         for tail in self._tails():
             if len(tail) < self.remaining and self._completes(tail):
                 return tail
-        hints = (*self._compiled.hints, rest)
-        return self._closer.find(matcher, hints=hints, budget=self.remaining - 1, shorten=False)
+        return self._closer.find(
+            matcher, hints=self._compiled.hints, held=rest, budget=self.remaining - 1, shorten=False
+        )
 
     def _tails(self) -> Iterator[list[int]]:
         """Ends of the held completion that are likely to do when all of it does not: less filling, or from a closer on.
@@ -235,7 +236,7 @@ class GrammarState:
 
     def _run_away(self) -> int:
         """How many held tokens to take because a number or a text goes on without end: 1, or 0."""
-        if not self._guarded or not self._held or len(self._run) < LONGEST_NUMBER // 4:
+        if not self._guarded or not self._held or not self._run or len(self._run) % _LOOK_EVERY:
             return 0
         tail = self._vocabulary.bytes_of(self._run[-LONGEST_NUMBER:])[-LONGEST_NUMBER:]
         in_number = self._vocabulary.bytes_of(self._held[:1])[:1] in _BEHIND_NUMBER
