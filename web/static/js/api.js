@@ -1,31 +1,81 @@
 // The server, as the page needs it.
 
+import { isKnown, language, t } from "./i18n.js";
+import { apiKey, askForKey } from "./key.js";
+
 export class ServerError extends Error {
-  constructor(message, { code = "", param = null, status = 0 } = {}) {
+  // retryAfter is in seconds; null where asking again at once is no use.
+  constructor(message, { code = "", param = null, status = 0, retryAfter = null } = {}) {
     super(message);
     this.code = code;
     this.param = param;
     this.status = status;
+    this.retryAfter = retryAfter;
   }
 }
 
-async function getJSON(path) {
-  const response = await fetch(path);
-  if (!response.ok) throw new ServerError(`${path}: ${response.status}`, { status: response.status });
-  return response.json();
+// fetch() with the API key. Where the server wants one, the reader is asked for it, but for `quiet` calls.
+async function call(path, init = {}, quiet = false) {
+  for (;;) {
+    const key = apiKey();
+    const headers = { ...init.headers, ...(key && { Authorization: `Bearer ${key}` }) };
+    let response;
+    try {
+      response = await fetch(path, { ...init, headers });
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new ServerError(t("unreachable"));
+    }
+    if (response.ok) return response;
+    const locked = response.status === 401 || response.status === 403;
+    if (locked && !quiet && (await askForKey(key))) continue;
+    throw locked ? new ServerError(t("locked"), { status: response.status }) : await refusal(response);
+  }
+}
+
+async function refusal(response) {
+  const rest = { status: response.status };
+  if (response.status === 429 || response.status === 503) rest.retryAfter = Number(response.headers.get("Retry-After")) || 1;
+  try {
+    const { error } = await response.json();
+    return new ServerError(inWords(error), { ...error, ...rest });
+  } catch {
+    return new ServerError(t("answered", { status: `${response.status} ${response.statusText}`.trim() }), rest);
+  }
+}
+
+// The server speaks English; to other readers its words come after ours.
+function inWords(error) {
+  const key = `code_${error.code}`;
+  return language() !== "en" && isKnown(key) ? `${t(key)}（${error.message}）` : error.message;
 }
 
 export async function isReady() {
   try {
-    return (await fetch("/health")).ok;
+    const { ok, status } = await fetch("/health");
+    return ok || status === 401 || status === 403; // then it is there, behind a lock
   } catch {
     return false;
   }
 }
 
-export const serverInfo = () => getJSON("/server_info");
+const getJSON = async (path, quiet) => (await call(path, {}, quiet)).json();
+
+export const serverInfo = (quiet = false) => getJSON("/server_info", quiet);
 export const modelCard = (name) => getJSON(`/v1/models/${encodeURIComponent(name)}`);
 export const examples = () => getJSON("/examples/examples.json");
+export const flushCache = async () => (await call("/flush_cache", { method: "POST" })).json();
+export const vqa = async (form, signal) => (await call("/v1/vqa", { method: "POST", body: form, signal })).json();
+
+const postJSON = (path, body, signal) =>
+  call(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
+
+// How likely each of `options` is as the next answer: {choice, probabilities, label_mass}, and the usage.
+export async function decide(messages, options, signal) {
+  const questions = [{ type: "continuation", id: "answer", options }];
+  const body = await (await postJSON("/v1/decisions", { messages, questions }, signal)).json();
+  return { ...body.answers.answer, usage: body.usage };
+}
 
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
@@ -39,21 +89,10 @@ async function* events(body) {
   }
 }
 
-// Asks and yields {text}, then {finish} and {usage}. Throws ServerError with the server's own words.
-export async function* chat(messages, signal) {
-  let response;
-  try {
-    response = await fetch("/v1/chat/completions", {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ messages, stream: true, stream_options: { include_usage: true } }),
-      signal,
-    });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new ServerError("The server cannot be reached. Is it still running?");
-  }
-  if (!response.ok) throw await refusal(response);
+// Asks and yields {text}, then {finish, report} and {usage}. Throws ServerError with the server's own words.
+export async function* chat(messages, extra, signal) {
+  const asked = { messages, stream: true, stream_options: { include_usage: true }, ...extra };
+  const response = await postJSON("/v1/chat/completions", asked, signal);
   let complete = false;
   for await (const data of events(response.body)) {
     if (data === "[DONE]") {
@@ -61,20 +100,19 @@ export async function* chat(messages, signal) {
       break;
     }
     const chunk = JSON.parse(data);
-    if (chunk.error) throw new ServerError(chunk.error.message, chunk.error);
+    if (chunk.error) throw new ServerError(inWords(chunk.error), chunk.error);
     const choice = chunk.choices[0];
     if (choice?.delta.content) yield { text: choice.delta.content };
-    if (choice?.finish_reason) yield { finish: choice.finish_reason };
+    if (choice?.finish_reason) yield { finish: choice.finish_reason, report: reported(choice, chunk.constraint) };
     if (chunk.usage) yield { usage: chunk.usage };
   }
-  if (!complete) throw new ServerError("The connection broke before the answer was complete. Ask again.");
+  if (!complete) throw new ServerError(t("broke"));
 }
 
-async function refusal(response) {
-  try {
-    const { error } = await response.json();
-    return new ServerError(error.message, { ...error, status: response.status });
-  } catch {
-    return new ServerError(`The server answered ${response.status} ${response.statusText}.`, { status: response.status });
-  }
-}
+// How a constraint was kept. What is as asked the server leaves out.
+const reported = (choice, constraint) => ({
+  step: constraint?.step ?? "strict",
+  relaxed: constraint?.relaxed ?? [],
+  valid: "valid" in choice ? choice.valid : true,
+  closedEarly: choice.closed_early ?? false,
+});

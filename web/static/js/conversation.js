@@ -1,146 +1,133 @@
-// Questions and answers: what was said, how it is shown, and what is sent.
+// Questions and answers: what was said, and what is sent.
 
-import { chat } from "./api.js";
-import { byId, el } from "./dom.js";
+import { chat, decide } from "./api.js";
+import { byId, newId } from "./dom.js";
+import { t } from "./i18n.js";
+import { apiKey } from "./key.js";
+import { Stopwatch } from "./meter.js";
 import { dataURI } from "./pictures.js";
+import { asCurl, asPython, format, openAI } from "./recipe.js";
+import { keepInView, showTurn } from "./turn.js";
 
 export class Conversation {
-  #messages = []; // in OpenAI's form, complete turns only
-  #pictures = 0;
+  #on;
+  #record = fresh();
+
+  // onEdit(index, turn) and onRetry(index, turn) when the reader wants that.
+  constructor(on) {
+    this.#on = on;
+  }
 
   get empty() {
-    return this.#messages.length === 0;
+    return this.#record.turns.length === 0;
+  }
+
+  // {id, title, created, system, turns}; of a turn {question, pictures, shape, system, answer}.
+  get record() {
+    return this.#record;
   }
 
   clear() {
-    this.#messages = [];
-    this.#pictures = 0;
+    this.#record = fresh();
     byId("log").replaceChildren();
+  }
+
+  load(record) {
+    this.#record = record;
+    this.render();
+  }
+
+  rename(id, title) {
+    if (this.#record.id === id) this.#record.title = title;
+  }
+
+  // Forgets the turn at `index` and what follows.
+  cut(index) {
+    this.#record.turns.length = index;
+    this.render();
+  }
+
+  render() {
+    byId("log").replaceChildren();
+    for (const [i, turn] of this.#record.turns.entries()) this.#show(turn, i).end(this.#context(i));
   }
 
   // Asks and shows the answer as it comes; true when the turn was kept. One that fails leaves nothing but its message,
   // so that it can be asked again.
-  async ask(question, pictures, signal) {
-    const entry = showTurn(question, pictures);
+  async ask(question, pictures, { shape, system }, signal) {
+    for (const failed of byId("log").querySelectorAll(".failed")) {
+      failed.previousElementSibling.remove();
+      failed.remove();
+    }
+    const turn = { question, pictures, shape, system, answer: { text: "" } };
+    const { turns } = this.#record;
+    const entry = this.#show(turn, turns.length);
+    keepInView(true);
     const watch = new Stopwatch();
-    let user = null;
-    let text = "";
-    const keep = (line) => {
-      this.#messages.push(user, { role: "assistant", content: text });
-      this.#pictures += pictures.length;
-      entry.end(text, line(this.#pictures));
+    const keep = (rest) => {
+      turn.answer = { ...turn.answer, facts: watch.facts(rest), ...rest.more };
+      this.#record.title ||= question.slice(0, 80);
+      this.#record.system = system;
+      turns.push(turn);
+      entry.end(this.#context(turns.length - 1));
       return true;
     };
     try {
-      user = { role: "user", content: [...(await Promise.all(pictures.map(imagePart))), { type: "text", text: question }] };
-      for await (const event of chat([...this.#messages, user], signal)) {
-        if (event.text) {
-          watch.token();
-          text += event.text;
-          entry.write(text);
-        }
-        if (event.finish) watch.finish(event.finish);
-        if (event.usage) watch.usage = event.usage;
-      }
-      return keep((count) => watch.line(count));
+      const messages = await messagesOf([...turns, turn], system);
+      return keep(shape.kind === "choice" ? await this.#decide(turn, messages, signal) : await this.#write(turn, messages, watch, entry, signal));
     } catch (error) {
       const stopped = error.name === "AbortError";
-      if (stopped && text) return keep(() => "stopped");
-      entry.fail(stopped ? "Stopped before the answer began." : error.message);
+      if (stopped && turn.answer.text) return keep({ finish: "stopped" });
+      entry.fail(stopped ? t("stoppedEarly") : error.message);
       return false;
     }
   }
-}
 
-const imagePart = async (picture) => ({ type: "image_url", image_url: { url: await dataURI(picture.file) } });
-
-class Stopwatch {
-  #start = performance.now();
-  #first = null;
-  #last = null;
-  #reason = "";
-  usage = null;
-
-  token() {
-    this.#last = performance.now();
-    this.#first ??= this.#last;
+  async #decide(turn, messages, signal) {
+    const { choice, probabilities, label_mass: mass, usage } = await decide(messages, turn.shape.options, signal);
+    return { usage, more: { text: choice, probabilities, mass } };
   }
 
-  finish(reason) {
-    this.#reason = reason;
+  async #write(turn, messages, watch, entry, signal) {
+    const rest = { more: {} };
+    for await (const event of chat(messages, format(turn.shape), signal)) {
+      if (event.text) {
+        watch.token();
+        turn.answer.text += event.text;
+        entry.write(turn.answer.text);
+      }
+      if (event.finish) Object.assign(rest, { finish: event.finish, more: { report: event.report } });
+      if (event.usage) rest.usage = event.usage;
+    }
+    return rest;
   }
 
-  // The quiet line under an answer: speed, and what was reused.
-  line(pictures) {
-    const parts = [];
-    if (this.#first !== null) parts.push(`first token ${seconds(this.#first - this.#start)}`);
-    const tokens = this.usage?.completion_tokens ?? 0;
-    const span = this.#last - this.#first;
-    if (tokens > 8 && span > 0) parts.push(`${Math.round(((tokens - 1) / span) * 1000)} tokens/s`);
-    parts.push(reuse(this.usage?.prompt_tokens_details, pictures));
-    if (this.#reason === "length") parts.push("cut off at the length limit");
-    return parts.filter(Boolean).join(" · ");
+  #show(turn, index) {
+    const asked = () => ({
+      turns: [...this.#record.turns.slice(0, index), turn],
+      system: turn.system,
+      shape: turn.shape,
+      url: location.origin,
+      key: apiKey() !== "",
+    });
+    return showTurn(turn, {
+      edit: () => this.#on.onEdit(index, turn),
+      retry: () => this.#on.onRetry(index, turn),
+      curl: () => asCurl(asked()),
+      python: () => asPython(asked()),
+    });
+  }
+
+  #context(index) {
+    const pictures = this.#record.turns.slice(0, index + 1).flatMap((turn) => turn.pictures);
+    return { pictures: pictures.length, shown: pictures.at(-1) };
   }
 }
 
-const seconds = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
+const fresh = () => ({ id: newId(), title: "", created: Date.now(), system: "", turns: [] });
 
-function reuse(details, pictures) {
-  const cached = details?.cached_images;
-  if (cached === undefined || !pictures) return "";
-  if (pictures === 1) return cached ? "picture: cached" : "picture: new";
-  return cached === pictures ? "pictures: cached" : `pictures: ${cached} of ${pictures} cached`;
-}
-
-function showTurn(question, pictures) {
-  const log = byId("log");
-  for (const failed of log.querySelectorAll(".failed")) {
-    failed.previousElementSibling.remove();
-    failed.remove();
-  }
-  const thumbs = pictures.map((p) => el("img", { src: p.url, alt: p.name, onerror: (e) => e.target.remove() }));
-  const asked = el("li", { className: "turn asked" }, el("span", { className: "unseen", textContent: "You asked: " }));
-  if (thumbs.length) asked.append(el("div", { className: "with" }, ...thumbs));
-  asked.append(el("p", { textContent: question }));
-  const body = el("p", { className: "answer-text" });
-  const meta = el("p", { className: "meta" });
-  const dots = el("span", { className: "dots", ariaLabel: "waiting for the answer" }, el("i"), el("i"), el("i"));
-  const answer = el("li", { className: "turn answer", ariaBusy: "true" }, el("span", { className: "unseen", textContent: "Answer: " }), dots, body, meta);
-  log.append(asked, answer);
-  keepInView(true);
-  const settle = () => {
-    dots.remove();
-    answer.ariaBusy = "false";
-  };
-  return {
-    write(text) {
-      dots.remove();
-      body.textContent = text;
-      body.classList.add("growing");
-      keepInView(false);
-    },
-    end(text, line) {
-      settle();
-      body.classList.remove("growing");
-      body.textContent = text || "(no answer)";
-      body.classList.toggle("none", !text);
-      meta.textContent = line;
-      keepInView(false);
-    },
-    fail(message) {
-      settle();
-      body.remove();
-      answer.classList.add("failed");
-      meta.replaceWith(el("p", { className: "failure", role: "alert", textContent: message }));
-      keepInView(true);
-    },
-  };
-}
-
-// Follows the newest text, unless the reader has scrolled away from it.
-export function keepInView(always) {
-  const box = byId("scroll");
-  const scroller = box.scrollHeight > box.clientHeight + 1 ? box : document.scrollingElement;
-  const below = scroller.scrollHeight - scroller.clientHeight - scroller.scrollTop;
-  if (always || below < 120) scroller.scrollTop = scroller.scrollHeight;
+async function messagesOf(turns, system) {
+  const uris = new Map();
+  for (const picture of turns.flatMap((turn) => turn.pictures)) uris.set(picture.id, await dataURI(picture.file));
+  return openAI(turns, system, (picture) => ({ type: "image_url", image_url: { url: uris.get(picture.id) } }));
 }

@@ -1,6 +1,7 @@
 // The pictures of the conversation: chosen, shown large, and listed as thumbnails.
 
-import { byId, el } from "./dom.js";
+import { byId, el, newId } from "./dom.js";
+import { onLanguage, t } from "./i18n.js";
 
 export class Tray {
   #pictures = [];
@@ -11,6 +12,7 @@ export class Tray {
   constructor({ onChange, onRefuse }) {
     this.onChange = onChange;
     this.onRefuse = onRefuse;
+    onLanguage(() => this.#render());
   }
 
   setLimits(limits) {
@@ -33,15 +35,31 @@ export class Tray {
         this.onRefuse(reason);
         continue;
       }
-      const picture = { file, name: file.name || "pasted picture", url: URL.createObjectURL(file), asked: false };
+      const picture = { id: newId(), file, name: file.name || t("pasted"), url: URL.createObjectURL(file), asked: false };
       this.#pictures.push(picture);
       this.#shown = picture;
     }
     this.#render();
   }
 
-  markAsked(pictures) {
-    for (const picture of pictures) picture.asked = true;
+  // Gives pictures back to the next question, or takes them from it.
+  setAsked(pictures, asked) {
+    for (const picture of pictures) picture.asked = asked;
+    this.#render();
+  }
+
+  // Drops pictures whose questions are gone.
+  drop(pictures) {
+    for (const picture of pictures) this.#forget(picture);
+    this.#render();
+  }
+
+  // Takes the pictures of a kept conversation, in which they have been asked about.
+  load(pictures) {
+    this.clear();
+    for (const picture of pictures) Object.assign(picture, { url: URL.createObjectURL(picture.file), asked: true });
+    this.#pictures = [...pictures];
+    this.#shown = this.#pictures.at(-1) ?? null;
     this.#render();
   }
 
@@ -53,20 +71,21 @@ export class Tray {
   }
 
   #refusal(file) {
-    if (file.type && !file.type.startsWith("image/")) return `“${file.name}” is not a picture. Choose a JPEG, PNG, WebP or GIF file.`;
-    if (file.size === 0) return `“${file.name}” is empty.`;
-    if (file.size > this.#limits.max_picture_bytes) {
-      return `“${file.name}” has ${megabytes(file.size)}; at most ${megabytes(this.#limits.max_picture_bytes)} are allowed.`;
-    }
-    if (this.count >= this.#limits.max_pictures) return `A conversation may have at most ${this.#limits.max_pictures} pictures.`;
-    return null;
+    const most = this.#limits.max_picture_bytes;
+    if (this.count >= this.#limits.max_pictures) return t("tooMany", { most: this.#limits.max_pictures });
+    return pictureFault(file, most);
   }
 
-  #remove(picture) {
+  #forget(picture) {
     const at = this.#pictures.indexOf(picture);
+    if (at < 0) return;
     this.#pictures.splice(at, 1);
     URL.revokeObjectURL(picture.url);
     if (this.#shown === picture) this.#shown = this.#pictures[Math.min(at, this.count - 1)] ?? null;
+  }
+
+  #remove(picture) {
+    this.#forget(picture);
     this.#render();
     (byId("strip").querySelector(".thumb, .more") ?? byId("files")).focus();
   }
@@ -106,24 +125,32 @@ export class Tray {
   }
 
   #thumb(picture, index) {
-    const label = `Picture ${index + 1}: ${picture.name}`;
-    const show = el("button", { type: "button", className: "thumb", ariaLabel: `Show ${label}`, title: picture.name });
+    const label = `${t("picture")} ${index + 1}: ${picture.name}`;
+    const show = el("button", { type: "button", className: "thumb", ariaLabel: `${t("show")} ${label}`, title: picture.name });
     show.ariaPressed = String(picture === this.#shown);
     const image = el("img", { src: picture.url, alt: "" });
     image.onerror = () => image.replaceWith(el("span", { className: "broken", textContent: "?" }));
     show.append(image);
     show.onclick = () => this.#show(picture);
     if (picture.asked) return el("li", {}, show);
-    const remove = el("button", { type: "button", className: "remove", ariaLabel: `Remove ${label}`, textContent: "×" });
+    const remove = el("button", { type: "button", className: "remove", ariaLabel: `${t("remove")} ${label}`, textContent: "×" });
     remove.onclick = () => this.#remove(picture);
     return el("li", {}, show, remove);
   }
 }
 
 function more() {
-  const button = el("button", { type: "button", className: "more", ariaLabel: "Add another picture", title: "Add another picture", textContent: "+" });
+  const button = el("button", { type: "button", className: "more", ariaLabel: t("addAnother"), title: t("addAnother"), textContent: "+" });
   button.onclick = () => byId("files").click();
   return el("li", {}, button);
+}
+
+// Why a file cannot be asked about, in words; null where it can.
+export function pictureFault(file, most) {
+  if (file.type && !file.type.startsWith("image/")) return t("notPicture", { name: file.name });
+  if (file.size === 0) return t("emptyFile", { name: file.name });
+  if (file.size > most) return t("tooBig", { name: file.name, size: megabytes(file.size), most: megabytes(most) });
+  return null;
 }
 
 const megabytes = (bytes) => `${(bytes / 2 ** 20).toFixed(1)} MB`;
@@ -133,18 +160,20 @@ export function dataURI(file) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(new Error(`“${file.name}” cannot be read any more. Choose it again.`));
+    reader.onerror = () => reject(new Error(t("unreadable", { name: file.name ?? "" })));
     reader.readAsDataURL(file);
   });
 }
 
-// Pictures come by picker, drop and paste, anywhere on the page.
+// Pictures come by picker, camera, drop and paste, anywhere on the page.
 export function watchInputs(add) {
-  const input = byId("files");
-  input.onchange = () => {
-    add([...input.files]);
-    input.value = ""; // so that the same file can be chosen again
-  };
+  for (const input of [byId("files"), byId("camera")]) {
+    input.onchange = () => {
+      add([...input.files]);
+      input.value = ""; // so that the same file can be chosen again
+    };
+  }
+  byId("photograph").onclick = () => byId("camera").click();
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files ?? [])];
     if (!files.length) return;
