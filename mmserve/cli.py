@@ -1,7 +1,7 @@
 """The command line: the one place that reads argv, the environment and signals, and puts the parts together.
 
-``mmserve serve | ask | caption | chat | models | demo``. Answers go to stdout, everything else to stderr; a typed error ends
-the command with one sentence and exit status 1 (2 for a misuse of the command line, 130 for Ctrl-C).
+``mmserve serve | ask | caption | chat | models | demo``. Answers go to stdout, everything else to stderr; a typed error
+ends the command with one sentence and exit status 1 (2 for a misuse of the command line, 130 for Ctrl-C).
 """
 
 from __future__ import annotations

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mmserve.client import Constraints
@@ -16,7 +18,11 @@ from mmserve.errors import ConfigError
 def add_constraint(parser: argparse.ArgumentParser) -> None:
     """``--schema``, ``--regex`` and the like on ``parser``."""
     group = parser.add_argument_group("what the answer must look like (one of these)")
-    group.add_argument("--schema", metavar="FILE|JSON|MODULE:TYPE", help="a JSON Schema, or a pydantic model's name")
+    group.add_argument(
+        "--schema",
+        metavar="FILE|JSON|MODULE:TYPE",
+        help="a JSON Schema, or a pydantic model: shop.models:Item or models.py:Item",
+    )
     group.add_argument("--strict", action="store_true", help="refuse a schema that cannot be enforced exactly")
     group.add_argument("--json-object", action="store_true", help="a JSON object of any shape")
     group.add_argument("--regex", metavar="PATTERN", help="text that the pattern matches as a whole")
@@ -47,22 +53,53 @@ def constraint_of(arguments: argparse.Namespace) -> Constraints:
 
 
 def _schema(given: str) -> Any:
-    module, colon, name = given.partition(":")
-    if colon and all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
+    module, colon, name = given.rpartition(":")
+    if colon and module.endswith(".py") and _dotted(name):
+        return _member(_load_file(Path(module)), given, name)
+    if colon and _dotted(module) and _dotted(name):
         return _type(module, name)
     return _source(given, "{")
+
+
+def _dotted(text: str) -> bool:
+    return all(part.isidentifier() for part in text.split("."))
+
+
+def _load_file(path: Path) -> ModuleType:
+    """Runs a Python file as a module. Its own imports see the folder it lies in."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ConfigError(f"there is no Python file {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # pydantic looks there for the names in annotations
+    sys.path.insert(0, str(path.parent.absolute()))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.parent.absolute()))
+    return module
 
 
 def _type(module: str, name: str) -> Any:
     sys.path.insert(0, os.getcwd())  # as python -m has it: the model is often in a file that lies right here
     try:
         found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except ImportError as error:
         raise ConfigError(f"--schema {module}:{name} cannot be loaded: {error}") from None
     finally:
         sys.path.remove(os.getcwd())
+    return _member(found, f"{module}:{name}", name)
+
+
+def _member(module: Any, given: str, name: str) -> Any:
+    found = module
+    try:
+        for part in name.split("."):
+            found = getattr(found, part)
+    except AttributeError as error:
+        raise ConfigError(f"--schema {given} cannot be loaded: {error}") from None
     return found
 
 

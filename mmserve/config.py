@@ -9,11 +9,15 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a single request may bring. Sizes in bytes, lengths in tokens."""
+    """What a single request may bring. Sizes in bytes, lengths in tokens.
+
+    ``max_captions`` is for requests whose pictures are captioned one by one.
+    """
 
     max_picture_bytes: int = 20 * MIB
     max_picture_pixels: int = 64_000_000
     max_pictures: int = 16
+    max_captions: int = 256
     max_body_bytes: int = 64 * MIB
     max_queue: int = 4096
 

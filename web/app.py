@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from mmserve import __version__
 from web.errors import install_error_handlers
 from web.middleware import Guard
+from web.routes.captions import captions_router
 from web.routes.chat import chat_router
 from web.routes.decisions import decisions_router
 from web.routes.health import health_router
@@ -26,6 +27,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(Guard)
     install_error_handlers(app)
     app.include_router(vqa_router(service))
+    app.include_router(captions_router(service))
     app.include_router(chat_router(service))
     app.include_router(decisions_router(service))
     app.include_router(native_router(service))

@@ -14,7 +14,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from mmserve.config import MIB, Limits
-from mmserve.errors import InvalidField, PictureTooLarge, RequestError, TooManyPictures, UnsupportedPicture
+from mmserve.errors import (
+    InvalidField,
+    PictureError,
+    PictureTooLarge,
+    RequestError,
+    TooManyPictures,
+    UnsupportedPicture,
+)
 
 MAX_FIELD_BYTES = MIB
 MAX_PARTS = 256
@@ -28,19 +35,30 @@ _HOW = (
 
 @dataclass(frozen=True, slots=True)
 class FormRules:
-    """Which parts a form may have: files called ``file``, texts called ``fields``; ``repeated`` ones may recur."""
+    """Which parts a form may have: files called ``file``, texts called ``fields``; ``repeated`` ones may recur.
+
+    ``max_files`` replaces the limit on pictures in a request. With ``each_alone`` a file that is empty or too large
+    is noted in ``Form.refused`` and does not refuse the others.
+    """
 
     file: str
     fields: Collection[str]
     repeated: Collection[str] = ()
+    max_files: int | None = None
+    each_alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A form that was read: the files' bytes in order, and each text field's values in order."""
+    """A form that was read: the files' bytes in order, and each text field's values in order.
+
+    ``names`` are the files' names as they were sent. ``refused`` says, by a file's number, why its bytes were not kept.
+    """
 
     files: tuple[bytes, ...] = field(repr=False)
     fields: Mapping[str, tuple[str, ...]]
+    names: tuple[str, ...] = field(default=(), compare=False)
+    refused: Mapping[int, PictureError] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -130,7 +148,11 @@ class _FormReader:
     def __init__(self, rules: FormRules, limits: Limits) -> None:
         self._rules = rules
         self._limits = limits
+        self._max_files = limits.max_pictures if rules.max_files is None else rules.max_files
+        self._max_parts = max(MAX_PARTS, self._max_files + MAX_PARTS // 2)
         self._files: list[bytes] = []
+        self._names: list[str] = []
+        self._refused: dict[int, PictureError] = {}
         self._fields: dict[str, list[str]] = {}
         self._parts = 0
         self._complete = False
@@ -139,7 +161,8 @@ class _FormReader:
     def form(self) -> Form:
         if not self._complete:
             raise RequestError("the multipart body ends before its closing boundary; send it again, whole")
-        return Form(tuple(self._files), {name: tuple(values) for name, values in self._fields.items()})
+        fields = {name: tuple(values) for name, values in self._fields.items()}
+        return Form(tuple(self._files), fields, tuple(self._names), self._refused)
 
     def on_part_begin(self) -> None:
         self._header_name = b""
@@ -175,13 +198,14 @@ class _FormReader:
             raise RequestError(f"a part of the form has no name; {_HOW}")
         self._name = options[b"name"].decode("utf-8", "replace")
         self._is_file = b"filename" in options
+        self._file_name = options.get(b"filename", b"").decode("utf-8", "replace")
         self._parts += 1
         self._check_part()
 
     def _check_part(self) -> None:
         name, rules = self._name, self._rules
-        if self._parts > MAX_PARTS:
-            raise RequestError(f"a form may have at most {MAX_PARTS} parts")
+        if self._parts > self._max_parts:
+            raise RequestError(f"a form may have at most {self._max_parts} parts")
         if name != rules.file and name not in rules.fields:
             raise InvalidField(_unknown(name, rules), param=name)
         if name == rules.file and not self._is_file:
@@ -191,31 +215,44 @@ class _FormReader:
             )
         if name != rules.file and self._is_file:
             raise InvalidField(f"{name} must be text, and came as a file; pictures go into {rules.file}", param=name)
-        if self._is_file and len(self._files) == self._limits.max_pictures:
-            raise TooManyPictures(f"a request may have at most {self._limits.max_pictures} pictures", param=name)
+        if self._is_file and len(self._files) == self._max_files:
+            raise TooManyPictures(f"a request may have at most {self._max_files} pictures", param=name)
         if name in self._fields and name not in rules.repeated:
             raise InvalidField(f"{name} was given twice; give it once", param=name)
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         self._size += end - start
         if self._is_file and self._size > self._limits.max_picture_bytes:
-            raise PictureTooLarge(
-                f"picture {len(self._files) + 1} has more than {self._limits.max_picture_bytes} bytes; shrink it first",
-                param=self._name,
+            self._refuse(
+                PictureTooLarge(
+                    f"picture {len(self._files) + 1} has more than {self._limits.max_picture_bytes} bytes; "
+                    "shrink it first",
+                    param=self._name,
+                )
             )
+            return
         if not self._is_file and self._size > MAX_FIELD_BYTES:
             raise InvalidField(f"{self._name} has more than {MAX_FIELD_BYTES} bytes", param=self._name)
         self._pieces.append(data[start:end])
+
+    def _refuse(self, error: PictureError) -> None:
+        if not self._rules.each_alone:
+            raise error
+        self._refused[len(self._files)] = error
+        self._pieces = []
 
     def on_part_end(self) -> None:
         data = b"".join(self._pieces)
         self._pieces = []
         if self._is_file:
-            if not data:
-                raise UnsupportedPicture(
-                    f"picture {len(self._files) + 1} is an empty file; choose a picture", param=self._name
+            if not data and len(self._files) not in self._refused:
+                self._refuse(
+                    UnsupportedPicture(
+                        f"picture {len(self._files) + 1} is an empty file; choose a picture", param=self._name
+                    )
                 )
             self._files.append(data)
+            self._names.append(self._file_name)
             return
         try:
             text = data.decode("utf-8")

@@ -99,6 +99,11 @@ class LineLedger:
     def recorded(self, files: Sequence[str]) -> Mapping[str, Caption]:
         return {file: self._recorded[file] for file in files if file in self._recorded}
 
+    @property
+    def last(self) -> Caption | None:
+        """What earlier runs wrote last."""
+        return next(reversed(self._recorded.values()), None)
+
     def write(self, caption: Caption) -> None:
         self._append(self._form.encode(caption))
 
@@ -116,6 +121,14 @@ class LineLedger:
         elif found.lacks_line_end:
             self._append(b"\n")
         return found.captions
+
+
+def read_ledger(path: Path, form: LineFormat) -> Mapping[str, Caption]:
+    """A ledger's captions by file, with nothing opened for writing; none where there is no file. Raises ConfigError."""
+    try:
+        return _scan(path, form).captions if path.exists() else {}
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +149,7 @@ def _scan(path: Path, form: LineFormat) -> _Scan:
         for line in lines:
             caption = _decode(form, line)
             if caption is not None:
+                captions.pop(caption.file, None)  # so that the order is that of the lines that count
                 captions[caption.file] = caption
             elif not line.endswith(b"\n"):
                 torn = line

@@ -14,7 +14,7 @@ from mmserve.client import calls, flow, settings
 from mmserve.client.answer import Answer, CaptionResult
 from mmserve.client.calls import DEFAULT_CAPTION_PROMPT, AllOptions, Call, Options
 from mmserve.client.decision import Decision
-from mmserve.client.pictures import PictureLike
+from mmserve.client.pictures import PictureFile, PictureLike, read_picture
 from mmserve.client.refusals import about_picture
 from mmserve.client.stream import AsyncAnswerStream
 
@@ -56,6 +56,10 @@ class AsyncClient:
     async def aclose(self) -> None:
         """Close the connections; the client cannot be used afterwards."""
         await self._http.aclose()
+
+    async def image(self, picture: PictureLike) -> PictureFile:
+        """A picture to ask about often; see :meth:`mmserve.client.Client.image`."""
+        return await asyncio.to_thread(read_picture, picture)
 
     @overload
     async def ask(
@@ -121,6 +125,18 @@ class AsyncClient:
         """The next turn of a conversation; messages as :meth:`mmserve.client.Client.chat` takes them."""
         return await self._fetch(await asyncio.to_thread(calls.chat, messages, model=model, options=options))
 
+    def stream_chat(
+        self, messages: Iterable[Mapping[str, Any]], *, model: str | None = None, **options: Unpack[AllOptions]
+    ) -> AsyncAnswerStream:
+        """The next turn of a conversation, while it is written; messages as :meth:`chat` takes them."""
+        plain, shape = calls.split(options)
+
+        async def open_() -> httpx.Response:
+            call = await asyncio.to_thread(calls.stream_chat, messages, model=model, options=plain, shape=shape)
+            return await self._open(call)
+
+        return AsyncAnswerStream(open_, self.base_url, shape, chat=True)
+
     async def caption(
         self,
         picture: PictureLike,
@@ -137,7 +153,7 @@ class AsyncClient:
         pictures: Iterable[PictureLike],
         *,
         concurrency: int = 8,
-        prompt: str = DEFAULT_CAPTION_PROMPT,
+        prompt: str | Callable[[PictureLike], str] = DEFAULT_CAPTION_PROMPT,
         on_result: Callable[[CaptionResult], None] | None = None,
         model: str | None = None,
         **options: Unpack[AllOptions],
@@ -145,8 +161,9 @@ class AsyncClient:
         """:meth:`mmserve.client.Client.caption_many`; leaving early cancels the requests in flight."""
 
         async def caption(index: int, picture: PictureLike) -> CaptionResult:
+            asked = prompt if isinstance(prompt, str) else prompt(picture)
             try:
-                answer = await self.caption(picture, prompt=prompt, model=model, **options)
+                answer = await self.caption(picture, prompt=asked, model=model, **options)
                 return CaptionResult(index, picture, answer)
             except Exception as error:
                 if not about_picture(error):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,9 @@ from mmserve.client.decision import Decision, decision_question
 from mmserve.client.pictures import PictureFile, PictureLike, read_picture, read_pictures
 from mmserve.client.refusals import NOT_OURS, not_an_answer
 from mmserve.errors import InvalidField
+from mmserve.template import DEFAULT_CAPTION_PROMPT as DEFAULT_CAPTION_PROMPT
 
 T = TypeVar("T")
-
-DEFAULT_CAPTION_PROMPT = "Describe this picture in one sentence."
 
 
 class Options(TypedDict, total=False):
@@ -119,13 +117,20 @@ def chat(messages: Iterable[Mapping[str, Any]], *, model: str | None, options: M
     (so a picture's path must be a ``Path``).
     """
     plain, shape = split(options)
-    body = {"model": model, "messages": [_message(message) for message in messages], **plain, **shape.body}
-    present = {name: value for name, value in body.items() if value is not None}
 
     def read(response: httpx.Response) -> Answer:
         return shape.finish(answer_from_chat(response.json(), constrained=bool(shape.body)))
 
-    return Call("POST", "/v1/chat/completions", read, {"json": present})
+    return Call("POST", "/v1/chat/completions", read, {"json": _chat_body(messages, model, plain, shape)})
+
+
+def stream_chat(
+    messages: Iterable[Mapping[str, Any]], *, model: str | None, options: Options, shape: Shape
+) -> Call[None]:
+    """Like :func:`chat`, with the reply streamed; ``mmserve.client.stream`` reads it."""
+    streamed = {"stream": True, "stream_options": {"include_usage": True}}
+    body = {**_chat_body(messages, model, options, shape), **streamed}
+    return Call("POST", "/v1/chat/completions", _check_event_stream, {"json": body}, True)
 
 
 def decide(
@@ -144,7 +149,7 @@ def decide(
     fields = {"model": model, "temperature": temperature, "cache_salt": cache_salt}
     body = {
         **{name: value for name, value in fields.items() if value is not None},
-        "images": [{"url": _data_uri(file)} for file in files],
+        "images": [{"url": file.data_uri} for file in files],
         "questions": [asked],
     }
     return Call("POST", "/v1/decisions", lambda response: read(response.json()), {"json": body})
@@ -182,6 +187,13 @@ def _form_value(value: object) -> str | list[str]:
     return str(value)
 
 
+def _chat_body(
+    messages: Iterable[Mapping[str, Any]], model: str | None, options: Options, shape: Shape
+) -> dict[str, Any]:
+    body = {"model": model, "messages": [_message(message) for message in messages], **options, **shape.body}
+    return {name: value for name, value in body.items() if value is not None}
+
+
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     content = message.get("content")
     if content is None or isinstance(content, str):
@@ -195,11 +207,7 @@ def _part(part: str | Mapping[str, Any] | PictureLike) -> dict[str, Any]:
         return {"type": "text", "text": part}
     if isinstance(part, Mapping):
         return dict(part)
-    return {"type": "image_url", "image_url": {"url": _data_uri(read_picture(part))}}
-
-
-def _data_uri(file: PictureFile) -> str:
-    return f"data:{file.media_type};base64,{base64.b64encode(file.data).decode('ascii')}"
+    return {"type": "image_url", "image_url": {"url": read_picture(part).data_uri}}
 
 
 def _read_health(response: httpx.Response) -> dict[str, Any]:

@@ -6,10 +6,12 @@ make the server see another picture. Only what has no file behind it (PIL images
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
@@ -19,17 +21,28 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL.Image import Image
 
-PictureLike: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image | npt.NDArray[Any]"
-"""A path, the bytes of a picture file, a binary file object, a PIL image, or an array
-(height x width [x channels] of uint8, as ``PIL.Image.fromarray`` takes it)."""
+PictureLike: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image | npt.NDArray[Any] | PictureFile"
+)
+"""A path, the bytes of a picture file, a binary file object, a PIL image, an array
+(height x width [x channels] of uint8, as ``PIL.Image.fromarray`` takes it), or what ``Client.image`` made of one."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: what is computed once is kept in the instance
 class PictureFile:
-    """The bytes of one picture file. The name is a courtesy to whoever reads the server's log."""
+    """The bytes of one picture file. The name is a courtesy to whoever reads the server's log.
+
+    ``Client.image`` hands it out, so that a picture asked about often is read and encoded once. It holds nothing of the
+    server: each request carries the bytes, and the server knows a picture that it has seen by them.
+    """
 
     name: str
     data: bytes = field(repr=False)
+
+    @cached_property
+    def data_uri(self) -> str:
+        """The bytes as chat messages carry them."""
+        return f"data:{self.media_type};base64,{base64.b64encode(self.data).decode('ascii')}"
 
     @property
     def media_type(self) -> str:
@@ -66,6 +79,8 @@ def read_pictures(pictures: PictureLike | Sequence[PictureLike]) -> tuple[Pictur
 
 def read_picture(picture: PictureLike) -> PictureFile:
     """Read one picture; raises OSError (``FileNotFoundError``) for a file that cannot be read, TypeError otherwise."""
+    if isinstance(picture, PictureFile):
+        return picture
     if isinstance(picture, (str, os.PathLike)):
         with open(picture, "rb") as file:
             return PictureFile(PurePath(picture).name, file.read())

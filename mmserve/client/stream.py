@@ -19,11 +19,13 @@ from mmserve.errors import EngineUnavailable, MMServeError
 class StreamReader:
     """Bytes of an event stream -> pieces of text, and the whole answer, or what went wrong, at the end.
 
-    ``shape`` is the constraint that was asked for, which says what the text stands for.
+    ``shape`` is the constraint that was asked for, which says what the text stands for. ``chat`` says that the events
+    are OpenAI's chunks, of which the last has the usage, and not those of ``/v1/vqa``.
     """
 
-    def __init__(self, shape: Shape | None = None) -> None:
+    def __init__(self, shape: Shape | None = None, *, chat: bool = False) -> None:
         self._shape = shape or Shape()
+        self._chat = chat
         self._events = SSEParser()
         self._pieces: list[str] = []
         self._fields: dict[str, Any] = {}
@@ -57,7 +59,7 @@ class StreamReader:
         ``NOT_OURS`` for a stream that is not ours."""
         if self._failure is not None:
             raise self._failure
-        if "finish_reason" not in self._fields:
+        if "finish_reason" not in self._fields or (self._chat and "usage" not in self._fields):
             raise EngineUnavailable("the stream ended before the answer was complete")
         logprobs = {"content": self._logprobs} if self._logprobs else None
         return self._shape.finish(answer_from_vqa({**self._fields, "answer": self.text, "logprobs": logprobs}))
@@ -70,6 +72,8 @@ class StreamReader:
         error = fields.get("error")
         if error is not None:
             raise error_from_body(error)
+        if self._chat:
+            fields = _flat(fields, constrained=bool(self._shape.body))
         piece = fields.pop("delta", None) or ""
         if not isinstance(piece, str):
             raise TypeError("a delta is text")
@@ -78,6 +82,19 @@ class StreamReader:
             self._logprobs += logprobs["content"]
         self._fields |= {name: value for name, value in fields.items() if value is not None}
         return piece
+
+
+def _flat(chunk: dict[str, Any], *, constrained: bool) -> dict[str, Any]:
+    """A chunk of a chat answer with the fields of one of ``/v1/vqa``. Raises as reading JSON of another shape does."""
+    [choice] = chunk.pop("choices") or [{}]
+    said = {**(chunk.pop("constraint", None) or {}), **{k: choice[k] for k in ("closed_early", "valid") if k in choice}}
+    return {
+        **chunk,
+        "delta": (choice.get("delta") or {}).get("content"),
+        "finish_reason": choice.get("finish_reason"),
+        "logprobs": choice.get("logprobs"),
+        "constraint": said if constrained and choice.get("finish_reason") else None,
+    }
 
 
 class AnswerStream:
@@ -95,8 +112,10 @@ class AnswerStream:
     the errors of ``mmserve.errors``.
     """
 
-    def __init__(self, open_: Callable[[], httpx.Response], base_url: str, shape: Shape | None = None) -> None:
-        self._result = _Result(shape)
+    def __init__(
+        self, open_: Callable[[], httpx.Response], base_url: str, shape: Shape | None = None, *, chat: bool = False
+    ) -> None:
+        self._result = _Result(StreamReader(shape, chat=chat))
         self._pieces = _pieces(open_, self._result, base_url)
 
     def __enter__(self) -> Self:
@@ -133,9 +152,14 @@ class AsyncAnswerStream:
     """:class:`AnswerStream` with ``async with`` and ``async for``."""
 
     def __init__(
-        self, open_: Callable[[], Awaitable[httpx.Response]], base_url: str, shape: Shape | None = None
+        self,
+        open_: Callable[[], Awaitable[httpx.Response]],
+        base_url: str,
+        shape: Shape | None = None,
+        *,
+        chat: bool = False,
     ) -> None:
-        self._result = _Result(shape)
+        self._result = _Result(StreamReader(shape, chat=chat))
         self._pieces = _apieces(open_, self._result, base_url)
 
     async def __aenter__(self) -> Self:
@@ -171,8 +195,8 @@ class AsyncAnswerStream:
 class _Result:
     """What an iterator leaves for its owner. It knows no owner, so one that is dropped takes the iterator along."""
 
-    def __init__(self, shape: Shape | None) -> None:
-        self.reader = StreamReader(shape)
+    def __init__(self, reader: StreamReader) -> None:
+        self.reader = reader
         self.opened = False
         self.answer: Answer | None = None
 

@@ -14,7 +14,7 @@ from mmserve.client import calls, flow, settings
 from mmserve.client.answer import Answer, CaptionResult
 from mmserve.client.calls import DEFAULT_CAPTION_PROMPT, AllOptions, Call, Options
 from mmserve.client.decision import Decision
-from mmserve.client.pictures import PictureLike
+from mmserve.client.pictures import PictureFile, PictureLike, read_picture
 from mmserve.client.refusals import about_picture
 from mmserve.client.stream import AnswerStream
 
@@ -62,6 +62,12 @@ class Client:
     def close(self) -> None:
         """Close the connections; the client cannot be used afterwards."""
         self._http.close()
+
+    def image(self, picture: PictureLike) -> PictureFile:
+        """A picture to ask about often: read now, and encoded once. Its bytes travel with each request all the same,
+        and the server, which knows a picture by its bytes, computes it once. Raises OSError for a file that cannot be
+        read."""
+        return read_picture(picture)
 
     @overload
     def ask(
@@ -127,6 +133,18 @@ class Client:
         """
         return self._fetch(calls.chat(messages, model=model, options=options))
 
+    def stream_chat(
+        self, messages: Iterable[Mapping[str, Any]], *, model: str | None = None, **options: Unpack[AllOptions]
+    ) -> AnswerStream:
+        """The next turn of a conversation, while it is written; messages as :meth:`chat` takes them."""
+        plain, shape = calls.split(options)
+
+        def open_() -> httpx.Response:
+            call = calls.stream_chat(messages, model=model, options=plain, shape=shape)
+            return self._open(call)
+
+        return AnswerStream(open_, self.base_url, shape, chat=True)
+
     def caption(
         self,
         picture: PictureLike,
@@ -143,21 +161,23 @@ class Client:
         pictures: Iterable[PictureLike],
         *,
         concurrency: int = 8,
-        prompt: str = DEFAULT_CAPTION_PROMPT,
+        prompt: str | Callable[[PictureLike], str] = DEFAULT_CAPTION_PROMPT,
         on_result: Callable[[CaptionResult], None] | None = None,
         model: str | None = None,
         **options: Unpack[AllOptions],
     ) -> Generator[CaptionResult, None, None]:
         """Describe many pictures, ``concurrency`` at a time; each result comes as soon as it is there.
 
-        ``pictures`` is read as it is needed. A picture that cannot be used has its error in its result; an error that
-        would meet every picture (the server is gone, the model is not served) is raised. ``on_result`` is called, in
-        the caller's thread, with each result before it is handed out. Leaving early waits for the requests in flight.
+        ``pictures`` is read as it is needed, and ``prompt`` may say for each what is asked. A picture that cannot be
+        used has its error in its result; an error that would meet every picture (the server is gone, the model is not
+        served) is raised. ``on_result`` is called, in the caller's thread, with each result before it is handed out.
+        Leaving early waits for the requests in flight.
         """
 
         def caption(index: int, picture: PictureLike) -> CaptionResult:
+            asked = prompt if isinstance(prompt, str) else prompt(picture)
             try:
-                return CaptionResult(index, picture, self.caption(picture, prompt=prompt, model=model, **options))
+                return CaptionResult(index, picture, self.caption(picture, prompt=asked, model=model, **options))
             except Exception as error:
                 if not about_picture(error):
                     raise

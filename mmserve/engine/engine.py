@@ -188,7 +188,7 @@ class Engine:
             output = self._runner.execute(plan, masks)
         except Exception as error:
             if masks is not None:
-                masks.wait()  # the matchers of other sequences are not this step's any more
+                masks.settle()
             log.exception("a step failed; the requests in it are ended")
             failure = MMServeError(f"the engine failed while computing this request: {type(error).__name__}")
             return [self._fail(seq, failure) for seq in self.scheduler.execution_failed(plan)]
@@ -199,7 +199,14 @@ class Engine:
         for sequence_id, token in output.tokens.items():
             seq = self.scheduler.get(sequence_id)
             assert seq is not None
-            events.append(self._finish(seq, self._take_token(seq, token, output.logprobs[sequence_id])))
+            try:
+                event = self._take_token(seq, token, output.logprobs[sequence_id])
+            except Exception as error:
+                log.exception("an answer could not be continued; its request is ended")
+                failure = MMServeError(f"the engine failed while writing this answer: {type(error).__name__}")
+                events.append(self._fail(seq, failure))
+                continue
+            events.append(self._finish(seq, event))
         return events
 
     def _fill_masks(self, plan: SchedulerOutput) -> MaskFill | None:
@@ -245,7 +252,7 @@ class Engine:
             grammar,
             self._closer,
             budget=sampling.max_tokens,
-            fast_forward=self._config.fast_forward and sampling.logprobs is None,
+            fast_forward=self._config.fast_forward and sampling.logprobs is None and not sampling.stop,
             stop_ids=sampling.stop_token_ids,
         )
 

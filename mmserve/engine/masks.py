@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import torch
 from llguidance import LLExecutor, LLMatcher
@@ -20,6 +20,10 @@ class MaskFill:
     def wait(self) -> Tensor:
         """Masks int32 ``(N, words)``, overwritten by the next step's."""
         return self._future.result()
+
+    def settle(self) -> None:
+        """Wait until no matcher is in use any more, however the filling ended."""
+        wait([self._future])
 
 
 class MaskFiller:

@@ -21,6 +21,9 @@ from mmserve.types import IntArray, SamplingParams
 FIRST_CANDIDATES = 32
 """How many best tokens a filtered row looks at first; it looks at more only when its filters may keep more."""
 
+SCORED_ROWS = 64
+"""How many rows are scored at a time; ranking a row for its best tokens takes several times its memory."""
+
 _NO_MASS = float("-inf")
 _LOWEST_TEMPERATURE = 1e-30
 _MASK64 = 2**64 - 1
@@ -83,6 +86,14 @@ def score(logits: Tensor, targets: Tensor, top: Sequence[int]) -> list[RowLogpro
 
     ``top`` says how many of the best are wanted with each.
     """
+    found: list[RowLogprobs] = []
+    for start in range(0, len(top), SCORED_ROWS):
+        piece = slice(start, start + SCORED_ROWS)
+        found += _score(logits[piece], targets[piece], top[piece])
+    return found
+
+
+def _score(logits: Tensor, targets: Tensor, top: Sequence[int]) -> list[RowLogprobs]:
     logprobs = logits.log_softmax(-1)
     chosen = logprobs.gather(1, targets.unsqueeze(1)).squeeze(1).tolist()
     most = min(logits.shape[1], max(top, default=0))

@@ -27,6 +27,9 @@ from mmserve.engine.queue import WaitingQueue
 from mmserve.engine.sequence import Phase, Sequence
 from mmserve.types import ContentHash, IntArray, Picture, Request
 
+SCORED_TOKENS = 256
+"""Most tokens of one sequence in a step where their logits are wanted; each takes a whole row of the vocabulary."""
+
 ADMISSION_WINDOW = 128
 """How many waiting sequences one step looks at, in order; bounds a step's planning time."""
 
@@ -125,7 +128,7 @@ class Scheduler:
         for seq in decoding + prefilling:
             if seq.loan is not None:
                 continue
-            tokens = min(seq.pending, budget)
+            tokens = min(seq.pending, budget, SCORED_TOKENS if seq.request.score_from is not None else budget)
             if tokens and seq.phase is Phase.RUNNING and self._reserve(seq, tokens, plan):
                 plan[seq.id] = self._chunk(seq, tokens)
                 budget -= tokens
@@ -325,7 +328,8 @@ class Scheduler:
         sampling = seq.request.sampling
         banned: tuple[int, ...] = ()
         if len(seq.outputs) < sampling.min_tokens:
-            banned = self._eos_ids + sampling.stop_token_ids
+            # Under a grammar a stop id is no end unless the grammar accepts, and may be all that is allowed.
+            banned = self._eos_ids + (() if seq.request.constraint is not None else sampling.stop_token_ids)
         return seq.chunk(tokens, banned)
 
     def _reserve(self, seq: Sequence, tokens: int, plan: dict[str, Chunk]) -> bool:
@@ -391,7 +395,7 @@ class Scheduler:
                 continue
             if not self._start(seq, advance=not passed_over):
                 return
-            tokens = min(seq.pending, budget)
+            tokens = min(seq.pending, budget, SCORED_TOKENS if seq.request.score_from is not None else budget)
             if seq.loan is None and self._reserve(seq, tokens, plan):
                 plan[seq.id] = self._chunk(seq, tokens)
                 budget -= tokens
@@ -438,7 +442,8 @@ class Scheduler:
         return True
 
     def _count_reuse(self, seq: Sequence) -> None:
-        prompt, hit = seq.request.prompt, seq.computed
+        # Tokens that a grammar forced before the first was chosen may be cached as well; they are not the prompt's.
+        prompt, hit = seq.request.prompt, min(seq.computed, seq.prompt_length)
         seq.cached_tokens = hit
         seq.cached_pictures = sum(picture.content not in seq.started for picture in prompt.pictures)
         from_pictures = sum(max(0, min(r.end, hit) - r.start) for r in prompt.ranges)

@@ -54,7 +54,8 @@ class CompiledGrammar:
 
     ``step`` says how much of the constraint is enforced, and ``relaxed`` in sentences what is not; what is not
     ``strict`` has to be judged when it is finished. ``completion`` is a whole answer in tokens, without the end of
-    sequence; where ``shortened``, no shorter one was found.
+    sequence; where ``shortened``, no shorter one was found. ``size`` is the length of its source; what llguidance keeps
+    of it is some ten times that.
     """
 
     constraint: Constraint
@@ -63,6 +64,7 @@ class CompiledGrammar:
     hints: tuple[bytes, ...]
     completion: tuple[int, ...]
     shortened: bool
+    size: int
     _prototype: LLMatcher
 
     def matcher(self) -> LLMatcher:
@@ -71,7 +73,10 @@ class CompiledGrammar:
 
 
 class GrammarCompiler:
-    """``threads`` compile at a time, ``queue`` constraints at most wait for them, ``capacity`` results are kept."""
+    """``threads`` compile at a time, ``queue`` constraints at most wait for them, ``capacity`` results are kept.
+
+    Their sources have at most ``most_bytes`` in all, a single larger one excepted.
+    """
 
     def __init__(
         self,
@@ -82,6 +87,7 @@ class GrammarCompiler:
         queue: int = 256,
         longest: int = 2048,
         json_style: JsonStyle = COMPACT,
+        most_bytes: int = 16 * 1024 * 1024,
         completion: Completion | None = None,
     ) -> None:
         self._vocabulary = vocabulary
@@ -89,6 +95,7 @@ class GrammarCompiler:
         self._queue = queue
         self._longest = longest
         self._json_style = json_style
+        self._most_bytes = most_bytes
         closer = Closer(vocabulary)
         self._completion = completion or (
             lambda matcher, hints, budget, shorten: closer.find(matcher, hints=hints, budget=budget, shorten=shorten)
@@ -173,11 +180,14 @@ class GrammarCompiler:
             self._under_way.pop((key, shorten), None)
             self._done[key] = compiled
             self._done.move_to_end(key)
-            while len(self._done) > self._capacity:
+            while len(self._done) > self._capacity or (len(self._done) > 1 and self._weight() > self._most_bytes):
                 self._done.popitem(last=False)
             self._counts["compiles"] += 1
             self._counts["seconds"] += time.perf_counter() - start
         return compiled
+
+    def _weight(self) -> int:
+        return sum(grammar.size for grammar in self._done.values())
 
     def _compile(self, constraint: Constraint, shorten: bool) -> CompiledGrammar:
         with self._lock:
@@ -198,7 +208,8 @@ class GrammarCompiler:
         if found is None:
             message = f"no answer of at most {self._longest} tokens satisfies the {lowered.param}"
             raise UnsupportedConstraint(message, param=lowered.param)
-        return CompiledGrammar(constraint, lowered.step, lowered.relaxed, hints, tuple(found), shorten, matcher)
+        size = len(lowered.grammar)
+        return CompiledGrammar(constraint, lowered.step, lowered.relaxed, hints, tuple(found), shorten, size, matcher)
 
 
 def canonical(constraint: Constraint) -> Constraint:

@@ -13,6 +13,7 @@ from jsonschema import Draft4Validator, Draft7Validator, Draft201909Validator, D
 from jsonschema.exceptions import SchemaError, ValidationError
 from jsonschema.protocols import Validator
 from jsonschema.validators import extend, validator_for
+from jsonschema_specifications import REGISTRY
 
 from mmserve.grammar import words, xml
 from mmserve.grammar.spec import (
@@ -34,7 +35,8 @@ _MOST_ENDS = 200
 def judge(constraint: Constraint, text: str) -> bool | None:
     """Whether ``text`` satisfies ``constraint``; ``None`` for what only its own grammar can tell.
 
-    Formats of a JSON Schema are annotations, and nothing that it refers to is fetched.
+    Formats of a JSON Schema are annotations, and nothing that it refers to is fetched. A caller's constraint can make
+    this run very long: see ``mmserve.grammar.judging``.
     """
     if isinstance(constraint, JsonSchema):
         return _schema(constraint.schema, text)
@@ -76,7 +78,7 @@ def _schema(schema: str, text: str) -> bool | None:
         return False
     try:
         return bool(validator(json.loads(schema)).is_valid(value))
-    except (SchemaError, re.error, RecursionError):
+    except (SchemaError, re.error, RecursionError, ValueError, ArithmeticError):
         return None
     except Exception as error:
         # A reference that leads nowhere comes as an error of the library's library.
@@ -97,7 +99,7 @@ def validator(schema: Any) -> Validator:
             failure = failure or error
         else:
             make: Any = extend
-            exact: Validator = make(draft, {"multipleOf": _multiple_of})(schema)
+            exact: Validator = make(draft, {"multipleOf": _multiple_of})(schema, registry=REGISTRY)
             return exact
     assert failure is not None
     raise failure
@@ -161,7 +163,10 @@ def _text(wanted: xml.Text, text: str) -> bool:
 def _tags(constraint: StructuralTag, text: str) -> bool | None:
     if any(isinstance(tag.content, Grammar) for tag in constraint.tags):
         return None
-    return any(_rest(constraint, text, 0, 0))
+    try:
+        return any(_rest(constraint, text, 0, 0))
+    except RecursionError:
+        return None
 
 
 def _rest(constraint: StructuralTag, text: str, at: int, seen: int) -> Iterator[bool]:

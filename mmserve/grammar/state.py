@@ -87,6 +87,7 @@ class GrammarState:
         self._count = 0
         self._forced_count = 0
         self._closed_early = False
+        self._asked: tuple[str, LLMatcher | None] = ("", None)
         self.matcher = compiled.matcher()
         if len(self._held) > budget:
             raise ValueError(f"a completion takes {len(self._held)} tokens and the budget is {budget}")
@@ -131,12 +132,19 @@ class GrammarState:
         self._held = held
         self._count += 1
         forced = self._take_forced(self._run_away())
+        if self.matcher.is_error():  # it calls itself stopped then
+            return Advance((token, *forced, *self._close().tokens), ended=True)
         return Advance((token, *forced), ended=self._ends())
 
     def accepts(self, text: str) -> bool:
-        """Whether ``text`` would be a whole answer."""
-        matcher = self._compiled.matcher()
-        return bool(matcher.consume_tokens(self._vocabulary.tokenize(text.encode()))) and matcher.is_accepting()
+        """Whether ``text`` would be a whole answer. Asked about longer and longer texts, it reads each part once."""
+        known, matcher = self._asked
+        if matcher is None or not text.startswith(known):
+            known, matcher = "", self._compiled.matcher()
+        rest = self._vocabulary.tokenize(text[len(known) :].encode())
+        taken = bool(matcher.consume_tokens(rest))
+        self._asked = (text, matcher) if taken else ("", None)
+        return taken and bool(matcher.is_accepting())
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -227,7 +235,8 @@ class GrammarState:
             return []
         if len(tokens) + len(held) > self.remaining or self.matcher.validate_tokens(tokens) < len(tokens):
             return []
-        self.matcher.consume_tokens(tokens)
+        if not self.matcher.consume_tokens(tokens):
+            return []
         self._held = held
         self._count += len(tokens)
         self._forced_count += len(tokens)

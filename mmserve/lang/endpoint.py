@@ -79,10 +79,12 @@ class RuntimeEndpoint:
             try:
                 return await self._decided(call)
             except RequestError as error:
-                if type(error) not in (InvalidField, RequestError):  # it understood, and refuses for another reason
+                unknown = type(error) is RequestError  # no class of ours: the path is not there
+                if not unknown and type(error) is not InvalidField:  # it understood, and refuses for another reason
                     raise
             scores = await self._spelled(call)
-            self._has_decisions = False
+            # A field that is refused may be this call's alone (too many choices): only a missing path is for good.
+            self._has_decisions = not unknown
             return scores
         return await self._spelled(call)
 

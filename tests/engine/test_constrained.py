@@ -17,7 +17,7 @@ from mmserve.config import EngineConfig, Limits
 from mmserve.engine.build import build_engine
 from mmserve.engine.engine import Engine
 from mmserve.engine.limits import resolve_limits
-from mmserve.errors import BudgetTooSmall, InvalidField
+from mmserve.errors import BudgetTooSmall, InvalidField, MMServeError
 from mmserve.grammar.spec import Choice, Constraint, JsonSchema, Regex
 from mmserve.prompt import PromptBuilder
 from mmserve.types import ImagePart, Message, Prompt, Request, SamplingParams, TextPart, TokenEvent
@@ -180,6 +180,42 @@ def test_a_stop_string_ends_only_whole_answers(engine: Engine, prompts: PromptBu
     text = text_of(run(engine, make(prompts, "c", Regex("[a-e]{2,30}"), stop=(inside,)))["c"])
     assert len(text) >= 2
     assert inside not in text
+
+
+def test_forced_tokens_are_not_the_prompts(engine: Engine, prompts: PromptBuilder) -> None:
+    for i in range(3):
+        (events,) = run(engine, make(prompts, str(i), JsonSchema.of(SCHEMA), picture(0))).values()
+        usage = events[-1].usage
+        assert usage is not None
+        assert usage.cached_tokens <= usage.prompt_tokens
+    counters = engine.scheduler.counters
+    assert counters.cached_tokens <= counters.prompt_tokens
+
+
+def test_nothing_behind_a_stop_string_is_counted(engine: Engine, prompts: PromptBuilder) -> None:
+    (events,) = run(engine, make(prompts, "a", Regex("a(bcdefghijklmnop)?"), stop=("b",), temperature=5.0)).values()
+    last = events[-1]
+    assert text_of(events) == "a"
+    assert last.usage is not None
+    assert last.usage.completion_tokens <= 2
+    assert last.constraint is not None
+    assert last.constraint.forced_tokens == 0
+
+
+def test_one_answer_that_fails_harms_no_other(
+    engine: Engine, prompts: PromptBuilder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("oops")
+
+    free = make(prompts, "free", None, max_tokens=4, ignore_eos=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("mmserve.grammar.state.GrammarState.advance", broken)
+        found = run(engine, make(prompts, "bound", COLOURS), free)
+    assert isinstance(found["bound"][-1].error, MMServeError)
+    assert found["free"][-1].finish_reason == "length"
+    assert "could not be continued" in caplog.text
+    assert text_of(run(engine, make(prompts, "next", COLOURS))["next"]) in COLOURS.options
 
 
 def test_an_answer_with_nothing_to_choose_takes_a_step_all_the_same(engine: Engine, prompts: PromptBuilder) -> None:

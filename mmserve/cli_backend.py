@@ -1,0 +1,179 @@
+"""Where answers come from: a server that is named, or a model that is loaded here. Options, and what they make."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+
+from mmserve.client import AsyncClient
+from mmserve.config import EngineConfig, Limits
+from mmserve.errors import ConfigError
+from mmserve.registry import load_registry
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from web.service import Service
+
+DEFAULT_MODEL = "pocket-vl"
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help="a name from models.yaml, a checkpoint folder, or owner/name on Hugging Face (default: %(default)s)",
+    )
+    parser.add_argument("--offline", action="store_true", help="download nothing")
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--server",
+        default=os.environ.get("MMSERVE_SERVER"),
+        help="URL of a running server (or MMSERVE_SERVER); without it the model is loaded here",
+    )
+    add_model(parser)
+    add_engine(parser)
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    engine, limits = EngineConfig(), Limits()
+    group = parser.add_argument_group("engine and limits")
+    group.add_argument("--device", default=engine.device, help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    group.add_argument("--dtype", default=engine.dtype, help="auto, float32, bfloat16, float16 (%(default)s)")
+    group.add_argument("--max-model-len", type=int, help="context in tokens (default: the model's own)")
+    group.add_argument("--max-running", type=int, default=engine.max_running, help="default: %(default)s requests")
+    group.add_argument("--step-tokens", type=int, default=engine.step_tokens, help="tokens in a step (%(default)s)")
+    group.add_argument("--kv-slots", type=int, help="tokens that the KV cache holds (default: what memory allows)")
+    group.add_argument("--tier-bytes", type=int, default=1 << 30, help="second cache tier, 0 for none (%(default)s)")
+    group.add_argument("--tier-folder", help="where a CPU's second tier has its file (default: the temporary folder)")
+    group.add_argument("--max-queue", type=int, default=limits.max_queue, help="requests at once (%(default)s)")
+    group.add_argument("--max-pictures", type=int, default=limits.max_pictures, help="per request (%(default)s)")
+    group.add_argument("--max-captions", type=int, default=limits.max_captions, help="per request (%(default)s)")
+    group.add_argument("--max-picture-bytes", type=int, default=limits.max_picture_bytes, help="default: %(default)s")
+    group.add_argument("--max-picture-pixels", type=int, default=limits.max_picture_pixels, help="default: %(default)s")
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s; 0.0.0.0 serves other machines too")
+    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0 takes a free one")
+
+
+@asynccontextmanager
+async def backend_client(arguments: argparse.Namespace) -> AsyncIterator[AsyncClient]:
+    """A client of the server that was named, or of one without sockets in this process."""
+    if arguments.server:
+        async with AsyncClient(arguments.server, api_key=os.environ.get("MMSERVE_API_KEY")) as client:
+            yield client
+        return
+    from web.app import create_app
+
+    async with local_service(arguments) as service:
+        transport = httpx.ASGITransport(create_app(service))
+        async with AsyncClient(transport=transport) as client:
+            yield client
+
+
+@asynccontextmanager
+async def local_service(arguments: argparse.Namespace) -> AsyncIterator[Service]:
+    """The model loaded and its engine running, until the block ends."""
+    checkpoint = load_registry().resolve(arguments.model, offline=getattr(arguments, "offline", False))
+    if arguments.max_model_len is not None:
+        if not 1 < arguments.max_model_len <= checkpoint.max_model_len:
+            raise ConfigError(f"--max-model-len must be 2 to {checkpoint.max_model_len} for {checkpoint.name}")
+        checkpoint = dataclasses.replace(checkpoint, max_model_len=arguments.max_model_len)
+    config = EngineConfig(
+        device=arguments.device,
+        dtype=arguments.dtype,
+        max_running=arguments.max_running,
+        step_tokens=arguments.step_tokens,
+        kv_slots=arguments.kv_slots,
+        tier_bytes=arguments.tier_bytes,
+        tier_folder=arguments.tier_folder,
+    )
+    limits = Limits(
+        max_picture_bytes=arguments.max_picture_bytes,
+        max_picture_pixels=arguments.max_picture_pixels,
+        max_pictures=arguments.max_pictures,
+        max_captions=arguments.max_captions,
+        max_queue=arguments.max_queue,
+    )
+    # Imported here: they bring torch, which the commands that only talk to a server never need.
+    from mmserve.engine.build import build_engine
+    from mmserve.engine.local import LocalEngineClient
+    from mmserve.grammar.judging import JudgeProcess
+    from mmserve.prompt import PromptBuilder
+    from web.service import ServedModel, Service
+
+    engine = build_engine(checkpoint, config)
+    card = checkpoint.path / "README.md"
+    examples = Path(__file__).parent / "assets" / "examples"
+    client = LocalEngineClient(engine, max_queue=limits.max_queue)
+    judge = JudgeProcess()
+    try:
+        yield Service(
+            model=ServedModel(
+                checkpoint.name,
+                checkpoint.description,
+                card.read_text(encoding="utf-8") if card.is_file() else "",
+                family=checkpoint.family,
+            ),
+            prompts=PromptBuilder(checkpoint, limits),
+            engine=client,
+            max_model_len=engine.max_model_len,
+            limits=limits,
+            sampling=checkpoint.sampling,
+            examples=examples if checkpoint.name == DEFAULT_MODEL else None,
+            judge=judge,
+        )
+    finally:
+        judge.close()
+        await client.close()
+
+
+@asynccontextmanager
+async def listening(service: Service, arguments: argparse.Namespace) -> AsyncIterator[tuple[uvicorn.Server, str]]:
+    """The server accepting connections, and its URL. Raises ``ConfigError`` where it cannot listen."""
+    import uvicorn
+
+    from web.app import create_app
+
+    listener = _listener(arguments.host, arguments.port)
+    server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="warning", lifespan="off"))
+    task = asyncio.create_task(server.serve([listener]))
+    while not server.started and not task.done():
+        await asyncio.sleep(0.01)
+    port = listener.getsockname()[1]
+    host = "127.0.0.1" if arguments.host in ("0.0.0.0", "::") else arguments.host
+    try:
+        yield server, f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        await task
+        listener.close()
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port} ({error.strerror}); another program may use the port: try --port 0"
+        ) from None
+
+
+async def until_stopped(server: uvicorn.Server) -> None:
+    """Return once a signal has told the server to end."""
+    while not server.should_exit:
+        await asyncio.sleep(0.1)
