@@ -85,7 +85,7 @@ async def test_page_may_load_nothing_from_elsewhere(client: httpx.AsyncClient) -
 
 
 def test_page_is_small() -> None:
-    assert sum(file.stat().st_size for file in STATIC.rglob("*.*")) < 100_000
+    assert sum(file.stat().st_size for file in STATIC.rglob("*.*")) < 250_000
 
 
 async def test_flushing_the_caches(client: httpx.AsyncClient, engine: FakeEngine) -> None:
