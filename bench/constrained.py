@@ -182,8 +182,10 @@ def forced(checkpoint: Checkpoint, config: EngineConfig) -> None:
     engine.close()
 
 
-async def first_use(checkpoint: Checkpoint, config: EngineConfig, schemas: Sequence[dict[str, Any]]) -> None:
-    """Seconds of the first and second answer under each schema, and the gaps of free answers beside them."""
+async def first_use(
+    checkpoint: Checkpoint, config: EngineConfig, schemas: Sequence[dict[str, Any]], streams: int
+) -> None:
+    """Seconds of the first and second answer under each schema, and the gaps of ``streams`` free answers meanwhile."""
     client = LocalEngineClient(build_engine(checkpoint, config))
     prompts = prompts_of(checkpoint, 5)
     gaps: dict[bool, list[float]] = {True: [], False: []}
@@ -207,7 +209,7 @@ async def first_use(checkpoint: Checkpoint, config: EngineConfig, schemas: Seque
             return time.perf_counter() - start  # to the first event; leaving ends the request
         raise RuntimeError("no answer")
 
-    streams = [asyncio.create_task(free(i)) for i in range(4)]
+    beside = [asyncio.create_task(free(i)) for i in range(streams)]
     await asyncio.sleep(3)
     differences, refused = [], 0
     for i, schema in enumerate(schemas):
@@ -223,16 +225,19 @@ async def first_use(checkpoint: Checkpoint, config: EngineConfig, schemas: Seque
             asking = False
         differences.append(1000 * (first - second))
     done = True
-    await asyncio.gather(*streams)
+    await asyncio.gather(*beside)
     await client.close()
     late = sum(d > 20 for d in differences)
     quantiles = statistics.quantiles(differences, n=100)
-    print(f"\nfirst use of {len(differences)} schemas ({refused} refused), first answer less second, milliseconds")
+    print(f"\nfirst use of {len(differences)} schemas ({refused} refused) beside {streams} free answers,", end=" ")
+    print("first answer less second, milliseconds")
     print(f"p50 {quantiles[49]:.1f}  p95 {quantiles[94]:.1f}  p99 {quantiles[98]:.1f}; more than 20 ms: {late}", end="")
     print(f" ({late / len(differences):.1%})")
+    if not streams:
+        return
     for when, label in ((False, "else"), (True, "while a first answer is waited for")):
         cut = statistics.quantiles(gaps[when], n=1000)
-        print(f"gaps of 4 free answers, {label}: p50 {1e3 * cut[499]:.1f}  p99 {1e3 * cut[989]:.1f} ms")
+        print(f"gaps of free answers, {label}: p50 {1e3 * cut[499]:.1f}  p99 {1e3 * cut[989]:.1f} ms")
 
 
 def main() -> int:
@@ -252,7 +257,8 @@ def main() -> int:
     forced(checkpoint, config)
     with gzip.open(arguments.schemas, "rt", encoding="utf-8") as file:
         schemas = [json.loads(line)["schema"] for line in file]
-    asyncio.run(first_use(checkpoint, config, schemas[: arguments.limit]))
+    for streams in (0, 4):
+        asyncio.run(first_use(checkpoint, config, schemas[: arguments.limit], streams))
     return 0
 
 

@@ -96,6 +96,7 @@ class GrammarCompiler:
         self._longest = longest
         self._json_style = json_style
         self._most_bytes = most_bytes
+        self._bytes = 0
         closer = Closer(vocabulary)
         self._completion = completion or (
             lambda matcher, hints, budget, shorten: closer.find(matcher, hints=hints, budget=budget, shorten=shorten)
@@ -178,16 +179,15 @@ class GrammarCompiler:
             raise
         with self._lock:
             self._under_way.pop((key, shorten), None)
+            replaced = self._done.pop(key, None)
             self._done[key] = compiled
-            self._done.move_to_end(key)
-            while len(self._done) > self._capacity or (len(self._done) > 1 and self._weight() > self._most_bytes):
-                self._done.popitem(last=False)
+            self._bytes += compiled.size - (replaced.size if replaced is not None else 0)
+            while len(self._done) > self._capacity or (len(self._done) > 1 and self._bytes > self._most_bytes):
+                _, dropped = self._done.popitem(last=False)
+                self._bytes -= dropped.size
             self._counts["compiles"] += 1
             self._counts["seconds"] += time.perf_counter() - start
         return compiled
-
-    def _weight(self) -> int:
-        return sum(grammar.size for grammar in self._done.values())
 
     def _compile(self, constraint: Constraint, shorten: bool) -> CompiledGrammar:
         with self._lock:

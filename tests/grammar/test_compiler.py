@@ -153,3 +153,13 @@ def test_many_threads_at_once(bench: Bench) -> None:
     stats = compiler.stats()
     assert stats["compiles"] + stats["hits"] == 150
     compiler.close()
+
+
+def test_large_sources_push_older_ones_out(bench: Bench) -> None:
+    compiler = GrammarCompiler(bench.vocabulary, threads=1, most_bytes=3000)
+    for letter in "abc":
+        compiler.submit(Choice((letter * 1200,))).result(20)
+    assert compiler.stats()["cached"] == 2
+    compiler.submit(Choice(tuple("x" * n for n in range(1, 90)))).result(20)
+    assert compiler.stats()["cached"] == 1
+    compiler.close()
