@@ -14,6 +14,7 @@ from mmserve.client import calls, flow, settings
 from mmserve.client.answer import Answer, CaptionResult
 from mmserve.client.calls import DEFAULT_CAPTION_PROMPT, AllOptions, Call, Options
 from mmserve.client.decision import Decision
+from mmserve.client.drive import carry_out
 from mmserve.client.pictures import PictureFile, PictureLike, read_picture
 from mmserve.client.refusals import about_picture
 from mmserve.client.stream import AsyncAnswerStream
@@ -239,29 +240,4 @@ class AsyncClient:
         return response
 
     async def _run(self, steps: flow.Flow[T]) -> T:
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    result = await self._carry_out(step)
-                except httpx.RequestError as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(result)
-        except StopIteration as end:
-            value: T = end.value
-            return value
-
-    async def _carry_out(self, step: flow.Step) -> httpx.Response | None:
-        match step:
-            case flow.Send(call):
-                request = self._http.build_request(call.method, call.path, **call.body)
-                return await self._http.send(request, stream=True)
-            case flow.Read(response):
-                try:
-                    await response.aread()
-                finally:
-                    await response.aclose()
-            case flow.Sleep(seconds):
-                await self._sleep(seconds)
-        return None
+        return await carry_out(self._http, steps, self._sleep)

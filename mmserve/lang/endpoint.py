@@ -14,6 +14,7 @@ import httpx
 from mmserve.client import flow, settings
 from mmserve.client.answer import usage_from
 from mmserve.client.calls import Call
+from mmserve.client.drive import carry_out
 from mmserve.client.refusals import NOT_OURS, error_from_body, error_from_transport, not_an_answer
 from mmserve.client.sse import SSEParser
 from mmserve.errors import EngineUnavailable, InvalidField, MMServeError, RequestError, UnsupportedConstraint
@@ -59,7 +60,7 @@ class RuntimeEndpoint:
             "stream_options": {"include_usage": True},
         }
         wire: Call[None] = Call("POST", "/v1/chat/completions", lambda _: None, {"json": body}, streamed=True)
-        response = await self._run(flow.exchange(wire, self._retries, self.base_url))
+        response = await carry_out(self._http, flow.exchange(wire, self._retries, self.base_url))
         async with aclosing(response):
             reader = _ChatStream(constrained=call.constraint is not None)
             try:
@@ -104,8 +105,7 @@ class RuntimeEndpoint:
             return Scores(tuple(float(logprobs[choice]) for choice in call.choices), usage_from(reply["usage"]))
 
         wire = Call("POST", "/v1/decisions", read, {"json": body})
-        scores: Scores = await self._run(flow.fetch(wire, self._retries, self.base_url))
-        return scores
+        return await carry_out(self._http, flow.fetch(wire, self._retries, self.base_url))
 
     async def _spelled(self, call: ScoreCall) -> Scores:
         """A request for each choice that leaves the model no other, for what it thinks of each token all the same."""
@@ -153,34 +153,6 @@ class RuntimeEndpoint:
             body["messages"].append({"role": "assistant", "content": opening})
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         return body
-
-    async def _run(self, steps: flow.Flow[Any]) -> Any:
-        """Carry out a flow (see ``mmserve.client.flow``)."""
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    result = await self._carry_out(step)
-                except httpx.RequestError as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(result)
-        except StopIteration as end:
-            return end.value
-
-    async def _carry_out(self, step: flow.Step) -> httpx.Response | None:
-        match step:
-            case flow.Send(call):
-                request = self._http.build_request(call.method, call.path, **call.body)
-                return await self._http.send(request, stream=True)
-            case flow.Read(response):
-                try:
-                    await response.aread()
-                finally:
-                    await response.aclose()
-            case flow.Sleep(seconds):
-                await asyncio.sleep(seconds)
-        return None
 
 
 class _ChatStream:
