@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from mmserve.client import AllOptions, Answer, ConstraintKept
@@ -34,15 +33,15 @@ class DirectCaptioner:
         self._numbers = itertools.count()
 
     async def ask(self, data: bytes, prompt: str, /) -> Answer:
-        from web.constraints import verdict_on
+        from web.constraints import constraint_of, naming, verdict_on
         from web.generation import Stopwatch, collect, make_requests, offload
 
         messages = [*self._system, Message("user", (ImagePart(data), TextPart(prompt)))]
         built = await offload(len(data), lambda: self._service.prompts.build(messages, cache_salt=self._salt))
-        constraint = None if self._wanted is None else self._wanted.constraint
+        constraint = constraint_of(self._wanted)
         identity = f"caption-{next(self._numbers)}"
         [request] = make_requests(identity, built, self._sampling, self._salt, constraint=constraint)
-        with nullcontext() if self._wanted is None else self._wanted.named():
+        with naming(self._wanted):
             [tally] = await collect(self._service.engine, [request], Stopwatch())
         verdict = await verdict_on(self._service.judge, constraint, tally)
         kept = None

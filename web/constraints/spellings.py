@@ -27,15 +27,20 @@ class Wanted:
     field: str
     constraint: Constraint
 
-    @contextmanager
-    def named(self) -> Iterator[None]:
-        """A refusal of the constraint by the engine, which knows no fields, names the one that asked for it."""
-        try:
-            yield
-        except (InvalidConstraint, UnsupportedConstraint) as error:
-            if isinstance(self.constraint, Words) and error.param is not None:
-                raise
-            raise type(error)(error.message, param=self.field) from error
+
+@contextmanager
+def naming(wanted: Wanted | None) -> Iterator[None]:
+    """A refusal of the constraint by the engine, which knows no fields, names the one that asked for it."""
+    try:
+        yield
+    except (InvalidConstraint, UnsupportedConstraint) as error:
+        if wanted is None or (isinstance(wanted.constraint, Words) and error.param is not None):
+            raise
+        raise type(error)(error.message, param=wanted.field) from error
+
+
+def constraint_of(wanted: Wanted | None) -> Constraint | None:
+    return None if wanted is None else wanted.constraint
 
 
 def from_form(fields: Mapping[str, Any]) -> Wanted | None:

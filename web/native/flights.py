@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing, contextmanager, nullcontext
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
 from mmserve.engine.client import EngineClient
 from mmserve.types import Request, TokenEvent
-from web.constraints import Wanted
+from web.constraints import Wanted, naming
 from web.generation import generate
 
 
@@ -99,7 +99,7 @@ async def follow(engine: EngineClient, jobs: Sequence[Job]) -> AsyncGenerator[tu
 
 
 async def _pump(engine: EngineClient, job: Job, arrivals: asyncio.Queue[tuple[Job, Arrival | BaseException]]) -> None:
-    with nullcontext() if job.wanted is None else job.wanted.named():
+    with naming(job.wanted):
         async with aclosing(generate(engine, [job.request])) as events:
             async for _, event in events:
                 arrivals.put_nowait((job, event))

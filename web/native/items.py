@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from mmserve.config import MIB
 from mmserve.errors import InvalidField, RequestError
 from mmserve.types import Prompt, Request, SamplingParams
-from web.constraints import Wanted, from_sampling_params
+from web.constraints import Wanted, constraint_of, from_sampling_params
 from web.native.body import GenerateBody, NativeSampling, parse_sampling
 from web.native.pictures import pictures_of
 from web.service import Service
@@ -96,7 +96,7 @@ def _item(asked: _Asked, names: tuple[str, ...], native: NativeSampling, path: s
     sampling = native.sampling(path, room=context - len(prompt), logprobs=top)
     if index and sampling.seed is not None:
         sampling = sampling.replace(seed=(sampling.seed + index) % 2**63)  # or all n answers would be the same
-    constraint = None if asked.wanted is None else asked.wanted.constraint
+    constraint = constraint_of(asked.wanted)
     generate = None
     if native.max_new_tokens != 0:
         generate = Request(asked.identity, prompt, sampling, asked.salt, constraint)

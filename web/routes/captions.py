@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from starlette.responses import Response
 from mmserve.errors import EngineUnavailable, InvalidField, MMServeError, PictureError, PromptTooLong
 from mmserve.template import DEFAULT_CAPTION_PROMPT, Template, file_values
 from mmserve.types import ImagePart, Message, Prompt, SamplingParams, TextPart
-from web.constraints import Wanted, from_form, verdict_on, vqa_answer
+from web.constraints import Wanted, constraint_of, from_form, naming, verdict_on, vqa_answer
 from web.errors import error_body, explain, internal_error
 from web.generation import Stopwatch, Tally, collect, logprobs_json, make_requests, offload, usage_json
 from web.middleware import request_id
@@ -187,13 +186,13 @@ class _Run:
 
     async def _caption(self, job: _Job) -> list[bytes]:
         batch, watch = self._batch, Stopwatch()
-        constraint = None if batch.wanted is None else batch.wanted.constraint
+        constraint = constraint_of(batch.wanted)
         data = self._pictures.pop(job.index)
         prompt = await offload(len(data), lambda: self._prompt(job, data))
         [asked] = make_requests(
             f"{batch.identity}-{job.index}", prompt, batch.sampling, batch.fields.cache_salt, constraint=constraint
         )
-        with nullcontext() if batch.wanted is None else batch.wanted.named():
+        with naming(batch.wanted):
             [tally] = await collect(self._service.engine, [asked], watch)
         verdict = await verdict_on(self._service.judge, constraint, tally)
         kept = vqa_answer(verdict, constraint, tally.text)

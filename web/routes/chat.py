@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, nullcontext
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter
@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from mmserve.errors import EngineUnavailable
 from mmserve.types import Prompt, SamplingParams, TokenEvent
 from mmserve.types import Request as EngineRequest
-from web.constraints import Wanted, chat_choice, chat_extra, verdict_on
+from web.constraints import Wanted, chat_choice, chat_extra, constraint_of, naming, verdict_on
 from web.errors import explain
 from web.generation import Stopwatch, Tally, collect, generate, logprobs_json, make_requests, offload, usage_json
 from web.middleware import request_id
@@ -43,7 +43,7 @@ def chat_router(service: Service) -> APIRouter:
         for name in ignored.new(asked.unknown_fields()):
             logger.info("the field %r of a chat request has no meaning here and is ignored", name)
         identity = f"chatcmpl-{request_id(request)}"
-        constraint = None if wanted is None else wanted.constraint
+        constraint = constraint_of(wanted)
         requests = make_requests(identity, prompt, sampling, asked.cache_salt or "", asked.n or 1, constraint)
         envelope = {
             "id": identity,
@@ -51,7 +51,7 @@ def chat_router(service: Service) -> APIRouter:
             "created": int(time.time()),
             "model": service.model.name,
         }
-        with nullcontext() if wanted is None else wanted.named():
+        with naming(wanted):
             if asked.stream:
                 with_usage = asked.stream_options is not None and asked.stream_options.include_usage
                 return await start_stream(request, _frames(service, envelope, requests, with_usage))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager, nullcontext
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 from fastapi import APIRouter
@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from mmserve.errors import EngineUnavailable, InvalidField, PictureError, RequestError, TooManyPictures
 from mmserve.types import Prompt, TokenEvent
 from mmserve.types import Request as EngineRequest
-from web.constraints import verdict_on, vqa_answer
+from web.constraints import constraint_of, naming, verdict_on, vqa_answer
 from web.errors import explain
 from web.generation import Stopwatch, Tally, collect, generate, logprobs_json, make_requests, offload, usage_json
 from web.middleware import request_id
@@ -49,11 +49,11 @@ async def _answer(service: Service, request: Request, form: Form) -> Response:
     sampling = fields.sampling(service.sampling)
     messages = fields.messages(form.files)
     wanted = await offload(form.text_size, fields.wanted)
-    constraint = None if wanted is None else wanted.constraint
+    constraint = constraint_of(wanted)
     prompt = await offload(form.size, lambda: service.prompts.build(messages, cache_salt=fields.cache_salt))
     identity = f"vqa-{request_id(request)}"
     [asked] = make_requests(identity, prompt, sampling, fields.cache_salt, constraint=constraint)
-    with nullcontext() if wanted is None else wanted.named():
+    with naming(wanted):
         if fields.stream:
             return await start_stream(request, _frames(service, model, asked, watch))
         [tally] = await until_disconnect(request, collect(service.engine, [asked], watch))
