@@ -22,7 +22,6 @@ from mmserve.engine.sampler import RowLogprobs
 from mmserve.engine.scheduler import Scheduler
 from mmserve.engine.sequence import Sequence
 from mmserve.errors import MMServeError
-from mmserve.grammar.closing import Closer
 from mmserve.grammar.compiler import CompiledGrammar, GrammarCompiler
 from mmserve.grammar.lowered import JsonStyle
 from mmserve.grammar.spec import Constraint
@@ -87,7 +86,6 @@ class Engine:
         self._config = config
         self._positions = positions
         self._outputs = outputs
-        self._closer = Closer(vocabulary)
         self.max_model_len = min(max_model_len, runner.num_slots)
         self.scheduler = Scheduler(
             config,
@@ -210,6 +208,8 @@ class Engine:
         return events
 
     def _fill_masks(self, plan: SchedulerOutput) -> MaskFill | None:
+        if not self._grammars:
+            return None
         choosing = [chunk.sequence_id for chunk in plan.chunks if chunk.row is not None]
         return self._masks.start({id_: self._grammars[id_].matcher for id_ in choosing if id_ in self._grammars})
 
@@ -223,8 +223,8 @@ class Engine:
         return self._streams[seq.id].push_constrained(step, logprobs, state)
 
     def _take_scores(self, plan: SchedulerOutput, output: RunnerOutput) -> list[TokenEvent]:
-        events = []
-        for chunk in plan.chunks:
+        events: list[TokenEvent] = []
+        for chunk in plan.chunks if self._sheets else ():
             sheet = self._sheets.get(chunk.sequence_id)
             if sheet is None:
                 continue
@@ -250,7 +250,7 @@ class Engine:
         assert sampling.max_tokens is not None
         return GrammarState(
             grammar,
-            self._closer,
+            self._compiler.closer,
             budget=sampling.max_tokens,
             fast_forward=self._config.fast_forward and sampling.logprobs is None and not sampling.stop,
             stop_ids=sampling.stop_token_ids,

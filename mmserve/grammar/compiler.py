@@ -97,7 +97,8 @@ class GrammarCompiler:
         self._json_style = json_style
         self._most_bytes = most_bytes
         self._bytes = 0
-        closer = Closer(vocabulary)
+        self.closer = closer = Closer(vocabulary)
+        """For answers under what is compiled here, whose hints it has worked out then."""
         self._completion = completion or (
             lambda matcher, hints, budget, shorten: closer.find(matcher, hints=hints, budget=budget, shorten=shorten)
         )
