@@ -36,6 +36,11 @@ class PromptBuilder(Protocol):
     def append_text(self, prompt: Prompt, text: str, *, end: bool = False) -> Prompt:
         """``prompt`` with a piece of answer, tokenised on its own as text; ``end`` adds the end of the turn."""
 
+    def append_choices(
+        self, prompt: Prompt, opening: str, choices: Sequence[str], *, end: bool = False
+    ) -> tuple[list[Prompt], int]:
+        """``prompt``, ``opening`` and each of ``choices``; and the first position to score in all of them."""
+
     def build_text(self, text: str, pictures: Sequence[bytes], *, cache_salt: str = "") -> Prompt:
         """The prompt that ``text`` is as it stands, its special tokens special tokens; errors name ``text`` or
         ``images[k]``."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import math
 import random
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
@@ -25,6 +24,7 @@ from mmserve.lang.log import Log
 from mmserve.lang.loop import program_loop
 from mmserve.lang.pictures import fetch_picture
 from mmserve.lang.slots import MetaInfo, Slot, Variable
+from mmserve.probabilities import label_mass, softmax
 from mmserve.types import TokenEvent, TokenLogprob, Usage
 
 T = TypeVar("T")
@@ -193,19 +193,9 @@ async def _selected(backend: Backend, select: Select, draft: Draft, ends_turn: b
     meta["finish_reason"] = "stop"
     meta["probabilities"] = dict(zip(select.choices, probabilities, strict=True))
     meta["choice_logprobs"] = dict(zip(select.choices, scores.logprobs, strict=True))
-    meta["label_mass"] = min(1.0, math.fsum(map(math.exp, scores.logprobs)))
+    meta["label_mass"] = label_mass(scores.logprobs)
     variable.pieces.append(chosen)
     return Said(chosen)
-
-
-def softmax(logprobs: Sequence[float], temperature: float) -> list[float]:
-    """Probabilities in proportion to ``exp(logprob / temperature)``; equal ones where all are impossible."""
-    highest = max(logprobs)
-    if highest == -math.inf:
-        return [1 / len(logprobs)] * len(logprobs)
-    weights = [math.exp((each - highest) / temperature) for each in logprobs]
-    total = math.fsum(weights)
-    return [weight / total for weight in weights]
 
 
 def _usage_meta(usage: Usage | None) -> MetaInfo:

@@ -35,6 +35,10 @@ class Prompts(Protocol):
 
     def append_text(self, prompt: Prompt, text: str, *, end: bool = False) -> Prompt: ...
 
+    def append_choices(
+        self, prompt: Prompt, opening: str, choices: Sequence[str], *, end: bool = False
+    ) -> tuple[list[Prompt], int]: ...
+
 
 class Spelling(Protocol):
     """The text of token ids, special ones left out."""
@@ -196,26 +200,12 @@ def _with_ids(prompt: Prompt, ids: Sequence[int]) -> Prompt:
 
 
 def _rows_of(parts: Parts, call: ScoreCall) -> tuple[list[Prompt], int]:
-    """A prompt for each choice, and the first position that is scored, the same for all.
-
-    The text in front of the choice is encoded together with it, as the model would have it ("a " + "cat" is "a" and
-    " cat"), so what is scored starts with the first token that a choice has a part in.
-    """
+    """A prompt for each choice, and the first position that is scored, the same for all."""
     *front, last = call.context.opening or (Said(""),)
     if last.token_ids is not None:
         front, last = [*front, last], Said("")
     base = _prompt_of(parts, dataclasses.replace(call.context, opening=tuple(front)))
-    prompts = [parts.prompts.append_text(base, last.text + choice, end=call.ends_turn) for choice in call.choices]
-    return prompts, _common_length(parts.prompts.append_text(base, last.text), prompts)
-
-
-def _common_length(front: Prompt, prompts: Sequence[Prompt]) -> int:
-    """How much of ``front`` all prompts begin with; less than any prompt's length, so that each has something left."""
-    length = min(len(front), *(len(prompt) - 1 for prompt in prompts))
-    for prompt in prompts:
-        different = (front.token_ids[:length] != prompt.token_ids[:length]).nonzero()[0]
-        length = int(different[0]) if len(different) else length
-    return length
+    return parts.prompts.append_choices(base, last.text, call.choices, end=call.ends_turn)
 
 
 async def _score(

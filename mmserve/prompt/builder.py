@@ -180,6 +180,23 @@ class PromptBuilder:
                 placed += 1
         return pieces
 
+    def append_choices(
+        self, prompt: Prompt, opening: str, choices: Sequence[str], *, end: bool = False
+    ) -> tuple[list[Prompt], int]:
+        """``prompt`` with ``opening`` and each of ``choices`` behind it, and the first position to score in all.
+
+        The opening is encoded together with a choice, as the model would have it ("a " and "cat" are "a" and " cat"),
+        so a choice may take the opening's last token with it: what is scored begins with the first token that any
+        choice has a part in. Raises as :meth:`append_text` does.
+        """
+        opened = self.append_text(prompt, opening)
+        said = [self.append_text(prompt, opening + choice, end=end) for choice in choices]
+        start = min(len(opened), *(len(each) - 1 for each in said))
+        for each in said:
+            different = (opened.token_ids[:start] != each.token_ids[:start]).nonzero()[0]
+            start = int(different[0]) if len(different) else start
+        return said, start
+
     def _refuse_hopeless(self, size: int, where: str = "messages") -> None:
         """Refuse before tokenising ``size`` characters that are too many even if every token were the vocabulary's
         longest."""

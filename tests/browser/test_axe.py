@@ -98,9 +98,3 @@ def test_page_is_light() -> None:
         if path.suffix == ".js" and (lines := len(path.read_text().splitlines())) > 300
     }
     assert not long
-
-
-def test_first_paint_comes_within_a_second(page: Page) -> None:
-    page.reload()
-    page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length > 0")
-    assert page.evaluate("performance.getEntriesByName('first-contentful-paint').length") == 1

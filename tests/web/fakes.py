@@ -81,6 +81,13 @@ class FakePrompts:
         ids = [ord(character) for character in text] + [END] * end
         return dataclasses.replace(prompt, token_ids=np.concatenate([prompt.token_ids, np.array(ids, dtype=np.int64)]))
 
+    def append_choices(
+        self, prompt: Prompt, opening: str, choices: Sequence[str], *, end: bool = False
+    ) -> tuple[list[Prompt], int]:
+        """Characters are never encoded together, so what is scored begins with the choice."""
+        said = [self.append_text(prompt, opening + choice, end=end) for choice in choices]
+        return said, len(prompt) + len(opening)
+
     def build_text(self, text: str, pictures: Sequence[bytes], *, cache_salt: str = "") -> Prompt:
         """One token a character, its code point; ``PLACEHOLDER`` takes the next picture."""
         return self._raw([ord(character) for character in text], pictures, cache_salt, "text")

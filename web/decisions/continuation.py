@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from mmserve.config import Limits
 from mmserve.errors import InvalidField
-from mmserve.types import Message, Prompt
+from mmserve.types import Message
 from web.decisions.questions import (
     MAX_OPTION_CHARACTERS,
     MAX_OPTIONS,
@@ -98,12 +98,10 @@ class ContinuationBody(BaseModel):
         """What is to be scored. CPU work in proportion to the pictures and options."""
         conversation = self.conversation(limits)
         base = prompts.build(conversation.messages, cache_salt=self.cache_salt)
-        opened = prompts.append_text(base, conversation.opening) if conversation.opening else base
         rows = []
         for q, question in enumerate(self.questions):
-            texts = [conversation.opening + option.name for option in question.options]
-            said = [prompts.append_text(base, text, end=question.ends_turn) for text in texts]
-            start = max(len(base), min(_common_length(opened, each) for each in said))
+            names = [option.name for option in question.options]
+            said, start = prompts.append_choices(base, conversation.opening, names, end=question.ends_turn)
             rows += [Row(q, o, prompt, start) for o, prompt in enumerate(said)]
         return rows
 
@@ -114,14 +112,3 @@ class _Conversation:
 
     messages: Sequence[Message]
     opening: str
-
-
-def _common_length(opened: Prompt, said: Prompt) -> int:
-    """How many tokens ``said`` begins with as ``opened`` does.
-
-    The opening is encoded together with what follows it, as the model would have it ("a " and "cat" are "a" and
-    " cat"), so an option may take the opening's last token with it.
-    """
-    length = min(len(opened), len(said) - 1)
-    different = (opened.token_ids[:length] != said.token_ids[:length]).nonzero()[0]
-    return int(different[0]) if len(different) else length

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from mmserve.engine.client import EngineClient
 from mmserve.errors import MMServeError
+from mmserve.probabilities import label_mass, softmax
 from mmserve.types import Message, Prompt, Request, SamplingParams, Usage
 from web.decisions.questions import Question, with_question
 from web.generation import Stopwatch, Tally, collect
@@ -103,16 +104,7 @@ def _log_sum(logs: Sequence[float]) -> float:
 
 
 def _scores(logprobs: Sequence[float], temperature: float, tokens: Sequence[int]) -> Scores:
-    scaled = [logprob / temperature for logprob in logprobs]
-    highest = max(scaled)
-    if highest == -math.inf:  # the model rules out every option; none is more likely than another
-        probabilities = [1 / len(scaled)] * len(scaled)
-    else:
-        weights = [math.exp(value - highest) for value in scaled]
-        total = math.fsum(weights)
-        probabilities = [weight / total for weight in weights]
-    mass = min(1.0, math.fsum(math.exp(logprob) for logprob in logprobs))
-    return Scores(tuple(probabilities), tuple(logprobs), mass, tuple(tokens))
+    return Scores(tuple(softmax(logprobs, temperature)), tuple(logprobs), label_mass(logprobs), tuple(tokens))
 
 
 def _usage(rows: Sequence[Row], tallies: Sequence[Tally]) -> Usage:
