@@ -25,7 +25,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 class Grid(NamedTuple):
-    """A picture's size in vision patches, before spatial merging: time, height, width."""
+    """A picture's size in vision patches, before spatial merging: time (or tiles), height, width."""
 
     t: int
     h: int
@@ -50,8 +50,8 @@ class ImageHeader:
 class Picture:
     """One picture of a prompt, encoded as it was uploaded.
 
-    ``content`` is its identity in every cache; ``rows`` is the number of embedding rows (and of
-    placeholder tokens) that ``grid`` gives.
+    ``content`` is its identity in every cache; ``grid`` is the work that its vision tower has with it, and ``rows``
+    the number of its embedding rows (and of placeholder tokens).
     """
 
     data: bytes = field(repr=False)
