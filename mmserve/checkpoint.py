@@ -14,6 +14,9 @@ from vision.identity import canonical_json, digest
 
 FAMILIES: Mapping[str, str] = {
     "Qwen2VLForConditionalGeneration": "qwen2_vl",
+    "LlavaForConditionalGeneration": "llava",
+    "LlavaNextForConditionalGeneration": "llava_next",
+    "LlavaOnevisionForConditionalGeneration": "llava_onevision",
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
     "Qwen2ForCausalLM": "qwen2",

@@ -97,12 +97,14 @@ class Prompt:
     """Token ids (int64, 1-D, read only) with a placeholder id at every picture position.
 
     The first ``system_tokens`` are the system prompt's; statistics of reuse tell them from pictures and history.
+    ``opens_answer`` says that the template ends here and what comes next begins an answer.
     """
 
     token_ids: IntArray
     pictures: tuple[Picture, ...] = ()
     ranges: tuple[PictureRange, ...] = ()
     system_tokens: int = 0
+    opens_answer: bool = False
 
     def __len__(self) -> int:
         return len(self.token_ids)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from PIL import Image
 from torch import Tensor
-from transformers import Qwen2VLImageProcessor
+from transformers import AutoImageProcessor, Qwen2VLImageProcessor
 
 from mmserve.errors import CheckpointError, MMServeError
 from mmserve.types import Grid
@@ -66,3 +66,25 @@ class QwenPixels:
         (sizes,) = batch["image_grid_thw"].tolist()
         check_grid(Grid(*sizes), grid)
         return Pixels(batch["pixel_values"], grid, image.size)
+
+
+class TilePixels:
+    """Square tiles for the LLaVA families: ``values`` is (tiles, channels, side, side), the whole picture's first."""
+
+    def __init__(self, checkpoint: Path, patch_size: int) -> None:
+        """Raises ``CheckpointError`` if the folder's processor files cannot be read."""
+        self._patch_size = patch_size
+        try:
+            self._processor = AutoImageProcessor.from_pretrained(checkpoint, local_files_only=True)
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"the image processor in {checkpoint} cannot be read: {error}") from error
+
+    def __call__(self, image: Image.Image, grid: Grid) -> Pixels:
+        # LLaVA-OneVision's processor cuts no tiles of a picture that has another beside it: a single pixel will do.
+        alone = grid.t > 1 or "batch_num_images" not in self._processor.model_input_names
+        images = [image] if alone else [[image, Image.new("RGB", (1, 1))]]
+        values: Tensor = self._processor(images=images, return_tensors="pt")["pixel_values"]
+        values = values[0] if values.ndim == 5 else values[:1]
+        tiles, _, height, width = values.shape
+        check_grid(Grid(tiles, height // self._patch_size, width // self._patch_size), grid)
+        return Pixels(values, grid, image.size)

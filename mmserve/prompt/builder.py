@@ -88,7 +88,7 @@ class PromptBuilder:
         if length >= self._checkpoint.max_model_len:
             raise self._too_long(f"{length:,}")
         system = system_tokens(pieces, [message.role for message in messages], int(add_generation_prompt))
-        return assembled(pieces, length, pictures, system)
+        return assembled(pieces, length, pictures, system_tokens=system, opens_answer=add_generation_prompt)
 
     def append_text(self, prompt: Prompt, text: str, *, end: bool = False) -> Prompt:
         """``prompt`` and a piece of the answer behind it, tokenised on its own as the model would write it.
@@ -108,7 +108,7 @@ class PromptBuilder:
         if len(token_ids) > self._checkpoint.max_model_len:
             raise self._too_long(f"{len(token_ids):,}")
         token_ids.setflags(write=False)
-        return dataclasses.replace(prompt, token_ids=token_ids)
+        return dataclasses.replace(prompt, token_ids=token_ids, opens_answer=prompt.opens_answer and not ids)
 
     def build_text(self, text: str, pictures: Sequence[bytes], *, cache_salt: str = "") -> Prompt:
         """The prompt that ``text`` is, as it stands: no chat template, and its special tokens are special tokens.
@@ -169,7 +169,7 @@ class PromptBuilder:
         length = sum(len(piece.ids) for piece in pieces)
         if length > self._checkpoint.max_model_len:
             raise self._too_long(f"{length:,}", where)
-        return assembled(pieces, length, read, 0)
+        return assembled(pieces, length, read)
 
     def _placed(self, ids: Sequence[int], pictures: Sequence[Picture], where: str) -> list[Piece]:
         """``ids`` with room for the pictures' rows in the place of their marks."""

@@ -10,6 +10,7 @@ from mmserve.errors import ConfigError
 from mmserve.prompt.layout import Layout
 from mmserve.prompt.positions import mrope_positions
 from vision.geometry import QwenGeometry
+from vision.tiles import SquareGeometry, anyres_geometry, square_geometry
 
 
 def qwen_vl(checkpoint: Checkpoint) -> Layout:
@@ -19,6 +20,25 @@ def qwen_vl(checkpoint: Checkpoint) -> Layout:
     return Layout(geometry, checkpoint.require_image_token(), positions=positions)
 
 
+def llava(checkpoint: Checkpoint) -> Layout:
+    """One square a picture."""
+    geometry = square_geometry(checkpoint.config, checkpoint.processor)
+    return Layout(geometry, checkpoint.require_image_token(), opens=True)
+
+
+def llava_next(checkpoint: Checkpoint) -> Layout:
+    """Tiles, whose lines end with rows that are learned newlines."""
+    geometry = anyres_geometry(checkpoint.config, checkpoint.processor)
+    return Layout(geometry, checkpoint.require_image_token(), opens=True)
+
+
+def llava_onevision(checkpoint: Checkpoint) -> Layout:
+    """As LLaVA-NeXT's for a picture alone; one square and a newline for pictures among others."""
+    geometry = anyres_geometry(checkpoint.config, checkpoint.processor)
+    among_others = SquareGeometry(geometry.side, extra=1, padded=True)
+    return Layout(geometry, checkpoint.require_image_token(), among_others=among_others, opens=True)
+
+
 def text_only(_: Checkpoint) -> Layout:
     """No pictures."""
     return Layout()
@@ -26,6 +46,9 @@ def text_only(_: Checkpoint) -> Layout:
 
 LAYOUTS: Mapping[str, Callable[[Checkpoint], Layout]] = {
     "qwen2_vl": qwen_vl,
+    "llava": llava,
+    "llava_next": llava_next,
+    "llava_onevision": llava_onevision,
     **dict.fromkeys(sorted(TEXT_FAMILIES), text_only),
 }
 

@@ -40,7 +40,14 @@ def expanded_pieces(ids: Sequence[int], layout: Layout, pictures: Sequence[Pictu
     return [Piece(run, picture=next(owners)[1] if is_pad else None) for is_pad, run in runs]
 
 
-def assembled(pieces: Iterable[Piece], length: int, pictures: tuple[Picture, ...], system_tokens: int) -> Prompt:
+def assembled(
+    pieces: Iterable[Piece],
+    length: int,
+    pictures: tuple[Picture, ...],
+    *,
+    system_tokens: int = 0,
+    opens_answer: bool = False,
+) -> Prompt:
     """The prompt of ``length`` tokens that the pieces are, one after another."""
     token_ids: IntArray = np.empty(length, dtype=np.int64)
     ranges = []
@@ -52,7 +59,7 @@ def assembled(pieces: Iterable[Piece], length: int, pictures: tuple[Picture, ...
             ranges.append(PictureRange(at, end, piece.picture))
         at = end
     token_ids.setflags(write=False)
-    return Prompt(token_ids, pictures, tuple(ranges), system_tokens)
+    return Prompt(token_ids, pictures, tuple(ranges), system_tokens, opens_answer)
 
 
 def system_tokens(pieces: Sequence[Piece], roles: Sequence[str], openings: int) -> int:

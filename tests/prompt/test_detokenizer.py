@@ -122,7 +122,7 @@ def test_other_kinds_of_tokenizers_are_refused() -> None:
     tokenizer = Tokenizer(models.BPE())
     with pytest.raises(ConfigError, match="byte-level"):
         TokenTable(tokenizer)
-    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()  # without bytes to fall back to, some texts cannot be written
     with pytest.raises(ConfigError, match="byte-level"):
         TokenTable(tokenizer)
 
