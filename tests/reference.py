@@ -24,15 +24,37 @@ class Expected:
     leads: list[float]
 
 
+class Processor:
+    """A checkpoint's processor in transformers; its tokenizer, where the model reads text only."""
+
+    def __init__(self, path: Path) -> None:
+        self.sees = hasattr(AutoConfig.from_pretrained(path, local_files_only=True), "vision_config")
+        kind = AutoProcessor if self.sees else AutoTokenizer
+        self._processor = kind.from_pretrained(path, local_files_only=True)
+
+    def inputs(self, pictures: Sequence[Image.Image], question: str) -> Any:
+        """What the model takes for one question. Raises ``ValueError`` where transformers refuses a picture."""
+        content: Any = question
+        if self.sees:
+            content = [{"type": "image", "image": picture} for picture in pictures]
+            content.append({"type": "text", "text": question})
+        return self._processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+
+
 class Reference:
     """A checkpoint in transformers, in float32, one request at a time; models that read text only too."""
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
-        self._sees = hasattr(AutoConfig.from_pretrained(path, local_files_only=True), "vision_config")
-        kinds = (AutoModelForImageTextToText, AutoProcessor) if self._sees else (AutoModelForCausalLM, AutoTokenizer)
-        model = kinds[0].from_pretrained(path, dtype=torch.float32, local_files_only=True)
+        self._processor = Processor(path)
+        kind = AutoModelForImageTextToText if self._processor.sees else AutoModelForCausalLM
+        model = kind.from_pretrained(path, dtype=torch.float32, local_files_only=True)
         self._model = model.to(device).eval()
-        self._processor = kinds[1].from_pretrained(path, local_files_only=True)
 
     @torch.inference_mode()
     def answer(
@@ -42,7 +64,7 @@ class Reference:
 
         Raises ``ValueError`` where transformers refuses a picture.
         """
-        inputs = self._inputs(pictures, question)
+        inputs = self._processor.inputs(pictures, question).to(self._model.device)
         output = self._model.generate(
             **inputs,
             max_new_tokens=max_tokens,
@@ -58,19 +80,6 @@ class Reference:
             output.sequences[0, length:].tolist(),
             [float(two[0] - two[1]) for two in best],
         )
-
-    def _inputs(self, pictures: Sequence[Image.Image], question: str) -> Any:
-        content: Any = question
-        if self._sees:
-            content = [{"type": "image", "image": picture} for picture in pictures]
-            content.append({"type": "text", "text": question})
-        return self._processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        ).to(self._model.device)
 
 
 @dataclass(slots=True)

@@ -17,6 +17,10 @@ MAX_PADDED_SIDE = 16_384
 """In pixels, of pictures that are padded to a square before they are resized."""
 
 
+TOWERS: Mapping[str, bool] = {"clip_vision_model": True, "siglip_vision_model": False}
+"""The towers that are served, and whether a class token stands before their patches."""
+
+
 @dataclass(frozen=True, slots=True)
 class SquareGeometry:
     """Every picture becomes one square of ``side`` squared patches, and ``extra`` rows besides (class token, newline).
@@ -119,6 +123,11 @@ class TileSettings:
 def tile_settings(config: Mapping[str, Any], processor: Mapping[str, Any]) -> TileSettings:
     """From ``config.json`` and the image processor's settings. Raises ``ConfigError`` if they contradict each other."""
     vision = config.get("vision_config") or {}
+    class_token = TOWERS.get(str(vision.get("model_type")))
+    if class_token is None:
+        raise ConfigError(
+            f"config.json asks for a vision tower of type {vision.get('model_type')!r}; served are {', '.join(TOWERS)}"
+        )
     tile, patch = vision.get("image_size", 336), vision.get("patch_size", 14)
     if not all(isinstance(size, int) and size > 0 for size in (tile, patch)):
         raise ConfigError(f"config.json gives pictures of {tile!r} pixels a side in patches of {patch!r}")
@@ -132,7 +141,7 @@ def tile_settings(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Ti
     strategy = config.get("vision_feature_select_strategy", "default")
     if strategy not in ("default", "full"):
         raise ConfigError(f"vision_feature_select_strategy must be default or full, not {strategy!r}")
-    return TileSettings(tile, tile // patch, vision.get("model_type") == "clip_vision_model", strategy == "default")
+    return TileSettings(tile, tile // patch, class_token, strategy == "default")
 
 
 def square_geometry(config: Mapping[str, Any], processor: Mapping[str, Any]) -> SquareGeometry:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmserve.errors import ConfigError
+from vision.tiles import TOWERS
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
@@ -101,14 +102,12 @@ class VisionTransformer(nn.Module):
     """A tower up to the last layer whose output is used; its parameters are on the meta device, without memory."""
 
     def __init__(self, vision_config: Mapping[str, Any], feature_layers: Sequence[int]) -> None:
-        """``feature_layers`` are indices into the hidden states, the first of which is the embeddings'; negative ones
-        count from the last layer's. Raises ``ConfigError`` for a tower that is not served."""
+        """``vision_config`` is that of one of ``vision.tiles.TOWERS``. ``feature_layers`` are indices into the hidden
+        states, the first of which is the embeddings'; negative ones count from the last layer's. Raises
+        ``ConfigError`` for settings that are not served."""
         super().__init__()
         kind = str(vision_config.get("model_type"))
-        if kind not in _DEFAULTS:
-            raise ConfigError(
-                f"config.json asks for a vision tower of type {kind!r}; served are {', '.join(_DEFAULTS)}"
-            )
+        class_token = TOWERS[kind]
         given = {**_DEFAULTS[kind], **vision_config}
         total, width = _positive(given, "num_hidden_layers"), _positive(given, "hidden_size")
         heads, inner = _positive(given, "num_attention_heads"), _positive(given, "intermediate_size")
@@ -120,8 +119,8 @@ class VisionTransformer(nn.Module):
         eps, act = given["layer_norm_eps"], activation(given["hidden_act"])
         sizes = (given.get("num_channels", 3), _positive(given, "image_size"), _positive(given, "patch_size"))
         with torch.device("meta"):
-            self.embeddings = Embeddings(width, *sizes, class_token=kind == "clip_vision_model")
-            self.pre_layrnorm = nn.LayerNorm(width, eps=eps) if kind == "clip_vision_model" else None
+            self.embeddings = Embeddings(width, *sizes, class_token=class_token)
+            self.pre_layrnorm = nn.LayerNorm(width, eps=eps) if class_token else None
             self.layers = nn.ModuleList(Layer(width, heads, inner, eps, act) for _ in range(max(self.feature_layers)))
         self.width = width * len(self.feature_layers)
 

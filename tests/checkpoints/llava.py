@@ -77,8 +77,9 @@ def tiny_llava(path: Path, kind: str, *, seed: int = 0, new_names: bool = False,
     config = _config(kind, family, ids["<image>"])
     for part in ("vision_config", "text_config"):
         config[part] |= overrides.pop(part, {})
-    preprocessor = _preprocessor(family, config) | overrides.pop("preprocessor", {})
+    changes = overrides.pop("preprocessor", {})
     config |= overrides
+    preprocessor = _preprocessor(family, config) | changes
     write_json(path / "config.json", config)
     write_json(path / "preprocessor_config.json", preprocessor)
     write_json(path / "processor_config.json", _processor(family, config))
@@ -140,6 +141,7 @@ def _config(kind: str, family: Llava, image_token: int) -> dict[str, Any]:
 
 
 def _preprocessor(family: Llava, config: Mapping[str, Any]) -> dict[str, Any]:
+    tile = config["vision_config"]["image_size"]
     settings: dict[str, Any] = {
         "do_convert_rgb": True,
         "do_normalize": True,
@@ -154,10 +156,10 @@ def _preprocessor(family: Llava, config: Mapping[str, Any]) -> dict[str, Any]:
     if "image_grid_pinpoints" in config:
         settings |= {"image_grid_pinpoints": config["image_grid_pinpoints"], "do_pad": True}
     if "Onevision" in family.architecture:
-        settings |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": TILE, "width": TILE}}
+        settings |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": tile, "width": tile}}
         return settings | {"image_processor_type": "LlavaOnevisionImageProcessor"}
     kind = "LlavaNextImageProcessor" if "Next" in family.architecture else "CLIPImageProcessor"
-    settings |= {"do_center_crop": True, "crop_size": {"height": TILE, "width": TILE}, "size": {"shortest_edge": TILE}}
+    settings |= {"do_center_crop": True, "crop_size": {"height": tile, "width": tile}, "size": {"shortest_edge": tile}}
     return settings | {"image_processor_type": kind}
 
 
@@ -168,12 +170,9 @@ def _processor(family: Llava, config: Mapping[str, Any]) -> dict[str, Any]:
         "vision_feature_select_strategy": config["vision_feature_select_strategy"],
     }
     if "Onevision" in family.architecture:
-        limit = config["vision_aspect_ratio"]
-        return settings | {
-            "num_image_tokens": (TILE // PATCH) ** 2,
-            "video_token": "<video>",
-            "vision_aspect_ratio": limit,
-        }
+        side = config["vision_config"]["image_size"] // PATCH
+        settings |= {"num_image_tokens": side**2, "video_token": "<video>"}
+        return settings | {"vision_aspect_ratio": config["vision_aspect_ratio"]}
     return settings | {"patch_size": PATCH, "num_additional_image_tokens": 1}
 
 

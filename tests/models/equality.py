@@ -20,7 +20,7 @@ from mmserve.prompt import PromptBuilder
 from mmserve.registry import load_registry
 from mmserve.types import ImagePart, Message, Prompt, Request, SamplingParams, TextPart
 from tests.proofs.serving import serve
-from tests.reference import Expected, Reference, Tally
+from tests.reference import Expected, Processor, Reference, Tally
 
 SIZES = ((1000, 1), (28, 28), (60, 100), (1, 1000), (150, 90), (3001, 17), (97, 97), (333, 250))
 QUESTIONS = (
@@ -98,6 +98,29 @@ def check_equality(path: Path, asked: Sequence[Case], *, tokens: int = 8) -> Tal
         for name, right in expected.items():
             tally.compare(right, answers[name])
     return tally
+
+
+def check_counts(path: Path, number: int, *, longest: int = 700, seed: int = 0) -> int:
+    """Of ``number`` pictures of random sizes, alone and by twos, the rows that headers promise are those that the
+    processor makes room for. Returns how many both sides refuse."""
+    checkpoint, rng, refused = resolve(path), random.Random(seed), 0
+    builder, reference = PromptBuilder(checkpoint, Limits()), Processor(path)
+    for _ in range(number):
+        # Short sides are as likely as long ones.
+        sizes = [tuple(int(longest ** rng.random()) for _ in range(2)) for _ in range(rng.choice((1, 1, 1, 2)))]
+        case = Case("?", tuple(Image.new("RGB", (width, height)) for width, height in sizes))
+        try:
+            expected = reference.inputs(case.pictures, case.question)["input_ids"][0].tolist()
+        except ValueError:
+            refused += 1
+            with pytest.raises(PictureError):
+                builder.build([case.message])
+            continue
+        prompt = builder.build([case.message])
+        promised, made = prompt.picture_tokens, expected.count(checkpoint.image_token_id)
+        assert promised == made, f"{sizes}: {promised} rows promised, {made} made room for"
+        assert prompt.token_ids.tolist() == expected
+    return refused
 
 
 def _served(checkpoint: Checkpoint, prompts: dict[str, Prompt], tokens: int) -> list[dict[str, list[int]]]:
