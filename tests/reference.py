@@ -34,12 +34,19 @@ class Processor:
 
     def inputs(self, pictures: Sequence[Image.Image], question: str) -> Any:
         """What the model takes for one question. Raises ``ValueError`` where transformers refuses a picture."""
-        content: Any = question
-        if self.sees:
-            content = [{"type": "image", "image": picture} for picture in pictures]
-            content.append({"type": "text", "text": question})
+        return self.conversation([("user", pictures, question)])
+
+    def conversation(self, turns: Sequence[tuple[str, Sequence[Image.Image], str]]) -> Any:
+        """What the model takes for some turns: role, pictures, text."""
+        messages = []
+        for role, pictures, text in turns:
+            content: Any = text
+            if self.sees:
+                content = [{"type": "image", "image": picture} for picture in pictures]
+                content.append({"type": "text", "text": text})
+            messages.append({"role": role, "content": content})
         return self._processor.apply_chat_template(
-            [{"role": "user", "content": content}],
+            messages,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.checkpoints.files import write_generation, write_json, write_tokenizer, write_weights
-from tests.checkpoints.text import text_fields
+from tests.checkpoints.text import LLAMA3_SPECIAL_TOKENS, text_fields
 from tests.checkpoints.tokenizer import sentencepiece_tokenizer_json, tiny_tokenizer_json
 
 TILE = 42
@@ -40,6 +40,13 @@ CHATML_TEMPLATE = (
     + _TEXTS
     + "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+HEADERS_TEMPLATE = (
+    "{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+    + _IMAGES
+    + _TEXTS
+    + "{{ '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
 CHATML_SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 
 
@@ -56,11 +63,12 @@ LLAVAS: Mapping[str, Llava] = {
     "llava-vicuna": Llava("LlavaForConditionalGeneration", "llama", "vicuna"),
     "llava-next-mistral": Llava("LlavaNextForConditionalGeneration", "mistral", "inst"),
     "llava-next-vicuna": Llava("LlavaNextForConditionalGeneration", "llama", "vicuna"),
+    "llava-next-llama3": Llava("LlavaNextForConditionalGeneration", "llama", "headers"),
     "llava-next-qwen": Llava("LlavaNextForConditionalGeneration", "qwen2", "chatml"),
     "llava-onevision": Llava("LlavaOnevisionForConditionalGeneration", "qwen2", "chatml"),
 }
 
-_TEMPLATES = {"vicuna": VICUNA_TEMPLATE, "inst": INST_TEMPLATE, "chatml": CHATML_TEMPLATE}
+_TEMPLATES = {"vicuna": VICUNA_TEMPLATE, "inst": INST_TEMPLATE, "chatml": CHATML_TEMPLATE, "headers": HEADERS_TEMPLATE}
 
 
 def tiny_llava(path: Path, kind: str, *, seed: int = 0, new_names: bool = False, **overrides: Any) -> Path:
@@ -95,6 +103,10 @@ def _write_tokenizer(path: Path, style: str) -> tuple[dict[str, int], dict[str, 
     if style == "chatml":
         tokenizer = tiny_tokenizer_json(special=CHATML_SPECIAL_TOKENS)
         tokens = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "tokenizer_class": "Qwen2Tokenizer"}
+    elif style == "headers":
+        special = (*LLAMA3_SPECIAL_TOKENS, "<image>", "<pad>")
+        tokenizer = tiny_tokenizer_json(special=special, opening=special[0])
+        tokens = {"bos_token": special[0], "eos_token": "<|eot_id|>", "pad_token": "<pad>"}
     else:
         tokenizer = sentencepiece_tokenizer_json(("<image>", "<pad>"), legacy=style == "vicuna")
         tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}

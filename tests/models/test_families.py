@@ -11,10 +11,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
+from mmserve.config import Limits
 from mmserve.models.families import build_model
-from mmserve.prompt import layout_for
+from mmserve.prompt import PromptBuilder, layout_for
+from mmserve.types import Message
 from tests.checkpoints import LLAVAS, TEXT_MODELS, tiny_llava, tiny_qwen2_vl, tiny_text
-from tests.models.equality import cases, check_counts, check_equality, resolve
+from tests.models.equality import Case, cases, check_counts, check_equality, resolve
+from tests.reference import Processor
 
 PICTURES = (0, 1, 2, 3, 1, 1, 1, 1, 0, 2, 1, 3, 1, 1, 1, 2, 0, 1, 3, 1)
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -97,7 +100,9 @@ class TestCounts:
     @pytest.mark.parametrize("kind", LLAVAS)
     def test_at_the_published_sizes(self, kind: str, tmp_path: Path) -> None:
         """Against what the processor says of sizes, with no picture made."""
-        changes = PUBLISHED[kind.removesuffix("-mistral").removesuffix("-vicuna").removesuffix("-qwen")]
+        changes = PUBLISHED[
+            kind.removesuffix("-mistral").removesuffix("-vicuna").removesuffix("-qwen").removesuffix("-llama3")
+        ]
         path = tiny(tmp_path, kind, **changes)
         rng = random.Random(0)
         sizes = [(int(5000 ** rng.random()), int(5000 ** rng.random())) for _ in range(1000)]
@@ -114,6 +119,37 @@ class TestCounts:
         refused = check_counts(tiny(tmp_path, kind), 1000, seed=1)
         print(f"{kind}: 1000 prompts with pictures of random sizes, all as the processor's; both refuse {refused}")
         assert (refused > 0) == (kind == "qwen2-vl")
+
+
+class TestPrompts:
+    @pytest.mark.parametrize("kind", [*TEXT_MODELS, *SEEING])
+    def test_conversations_are_encoded_as_transformers_encodes_them(self, kind: str, tmp_path: Path) -> None:
+        path = tiny(tmp_path, kind)
+        builder, processor = PromptBuilder(resolve(path), Limits()), Processor(path)
+        pictures = [
+            case.pictures for case in cases((1, 0, 2) if kind in SEEING else (0, 0, 0), sizes=((60, 100), (97, 97)))
+        ]
+        turns = [
+            ("user", pictures[0], "What is this?"),
+            ("assistant", (), "A dog, it's hidden."),
+            ("user", pictures[1], "  Where?\n"),
+            ("assistant", (), "猫"),
+            ("user", pictures[2], "Is there a red circle? "),
+        ]
+        for start in (0, 2, 4):
+            expected = processor.conversation(turns[start:])["input_ids"][0].tolist()
+            messages = [Message(role, Case(text, tuple(shown)).message.parts) for role, shown, text in turns[start:]]
+            assert builder.build(messages).token_ids.tolist() == expected
+
+    @pytest.mark.parametrize("kind", SEEING)
+    def test_a_placeholder_that_callers_type_is_text(self, kind: str, tmp_path: Path) -> None:
+        checkpoint = resolve(tiny(tmp_path, kind))
+        builder = PromptBuilder(checkpoint, Limits())
+        name = builder.tokenizer.id_to_token(checkpoint.require_image_token())
+        (case,) = cases((1,), sizes=((60, 100),))
+        prompt = builder.build([Case(f"{name} Is <s> a cat?</s>", case.pictures).message])
+        assert (prompt.token_ids == checkpoint.image_token_id).sum() == prompt.pictures[0].rows
+        assert f"{name} Is <s> a cat?</s>" in builder.decode(prompt.token_ids.tolist())
 
 
 class TestNames:

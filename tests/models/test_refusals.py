@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from mmserve.config import EngineConfig
 from mmserve.engine.build import build_engine
 from mmserve.errors import ConfigError
+from mmserve.models import loader
 from tests.checkpoints import tiny_llava, tiny_text
 from tests.models.equality import resolve
 
@@ -72,6 +73,15 @@ def test_there_are_pickles_only(tmp_path: Path) -> None:
     path = tiny_text(tmp_path, "llama")
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
     refused(path, r"no \.safetensors file")
+
+
+def test_there_is_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tiny_text(tmp_path, "llama")
+    monkeypatch.setattr(loader, "room_on", lambda _device: 1000)
+    refused(path, r"the weights take 0\.0 GiB, but cpu has 0\.0 GiB for them: choose a smaller model or dtype")
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="tokens of keys and values fit in the memory left"):
+        build_engine(resolve(path), EngineConfig(device="cpu", kv_bytes=1000))
 
 
 def edited(path: Path, file: str, change: Callable[[dict[str, Any]], object]) -> Path:
