@@ -32,9 +32,9 @@ def load_weights(
     """Give every parameter of ``module`` memory of ``dtype`` on ``device`` and the checkpoint's value.
 
     One tensor at a time is held besides the parameters. Buffers move to ``device`` and keep their dtype; the module
-    ends in evaluation mode. Raises ``ConfigError`` where the parameters do not fit, and ``CheckpointError``, which names
-    tensor and file, where a tensor is missing, has no place in the module though ``rename`` gives it one, is of another
-    shape, or is quantised, and where a file is missing or damaged.
+    ends in evaluation mode. Raises ``ConfigError`` where the parameters do not fit, and ``CheckpointError``, which
+    names tensor and file, where a tensor is missing, has no place in the module though ``rename`` gives it one, is of
+    another shape, or is quantised, and where a file is missing or damaged.
     """
     check_room(sum(parameter.numel() for parameter in module.parameters()) * dtype.itemsize, torch.device(device))
     materialise(module, dtype=dtype, device=device)
