@@ -12,8 +12,62 @@ from mmserve.errors import CheckpointError, ConfigError, InvalidField
 from mmserve.types import SamplingParams
 from vision.identity import canonical_json, digest
 
-FAMILIES: Mapping[str, str] = {"Qwen2VLForConditionalGeneration": "qwen2_vl"}
+FAMILIES: Mapping[str, str] = {
+    "Qwen2VLForConditionalGeneration": "qwen2_vl",
+    "LlavaForConditionalGeneration": "llava",
+    "LlavaNextForConditionalGeneration": "llava_next",
+    "LlavaOnevisionForConditionalGeneration": "llava_onevision",
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
 """Served architectures (``config.json``'s ``architectures``) and the name of their family."""
+
+TEXT_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""The families that read no pictures."""
+
+WITHOUT_IMAGE_TOKEN = TEXT_FAMILIES
+"""The families whose ``config.json`` names no token for pictures."""
+
+TEXT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "llama": {
+        "vocab_size": 32_000,
+        "hidden_size": 4096,
+        "intermediate_size": 11_008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "eos_token_id": 2,
+    },
+    "mistral": {
+        "vocab_size": 32_000,
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-6,
+        "sliding_window": 4096,
+        "eos_token_id": 2,
+    },
+    "qwen2": {
+        "vocab_size": 151_936,
+        "hidden_size": 4096,
+        "intermediate_size": 22_016,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 32_768,
+        "rms_norm_eps": 1e-6,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+    },
+    "qwen3": {"head_dim": 128, "rms_norm_eps": 1e-6, "num_key_value_heads": 32, "use_sliding_window": False},
+}
+"""Fields of a language model that published files leave out where they are transformers' defaults, by model_type."""
 
 _SAMPLE_BYTES = 256
 
@@ -24,7 +78,8 @@ class Checkpoint:
 
     ``config`` is ``config.json``, ``processor`` the image processor's settings, ``generation``
     ``generation_config.json`` (empty where there is none), ``template`` the chat template's source. ``dtype`` is a
-    torch dtype's name, ``max_model_len`` is in tokens. ``sampling`` is what the model's makers recommend.
+    torch dtype's name, ``max_model_len`` is in tokens; ``image_token_id`` is ``None`` where no token of the vocabulary
+    stands for pictures. ``sampling`` is what the model's makers recommend.
 
     ``fingerprint`` (32 bytes) identifies the weights and configuration. It covers each safetensors file's name,
     size and header (names, types, shapes and offsets of the tensors), the first and last 256 bytes of every tensor,
@@ -43,7 +98,7 @@ class Checkpoint:
     template: str = field(repr=False)
     dtype: str
     eos_token_ids: tuple[int, ...]
-    image_token_id: int
+    image_token_id: int | None
     max_model_len: int
     fingerprint: bytes = field(repr=False)
     sampling: SamplingParams = field(repr=False)
@@ -53,8 +108,15 @@ class Checkpoint:
 
     @property
     def vision_config(self) -> Mapping[str, Any]:
-        vision: Mapping[str, Any] = self.config["vision_config"]
+        """That part of ``config.json``; empty where the model reads text only."""
+        vision: Mapping[str, Any] = self.config.get("vision_config") or {}
         return vision
+
+    def require_image_token(self) -> int:
+        """The token that stands for pictures. Raises ``CheckpointError`` where there is none."""
+        if self.image_token_id is None:
+            raise CheckpointError(f"config.json of {self.name} names no image_token_id, but its family needs one")
+        return self.image_token_id
 
 
 def read_checkpoint(
@@ -75,9 +137,9 @@ def read_checkpoint(
     """
     config = read_json(path / "config.json")
     family = _family(config)
-    processor = _processor(path)
+    processor = {} if family in TEXT_FAMILIES else _processor(path)
     generation = read_json(path / "generation_config.json", missing_ok=True)
-    if not isinstance(config.get("vision_config"), dict):
+    if family not in TEXT_FAMILIES and not isinstance(config.get("vision_config"), dict):
         raise CheckpointError(f"{path / 'config.json'} has no vision_config: this is not a whole {family} checkpoint")
     text = text_config(config)
     own_length = _positive(text, "max_position_embeddings")
@@ -91,9 +153,9 @@ def read_checkpoint(
         processor=processor,
         generation=generation,
         template=template or _template(path),
-        dtype=dtype or str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32"),
+        dtype=dtype or str(config.get("dtype") or config.get("torch_dtype") or _text_dtype(text)),
         eos_token_ids=_eos_token_ids(path, generation, text),
-        image_token_id=_positive(config, "image_token_id"),
+        image_token_id=None if family in WITHOUT_IMAGE_TOKEN else _image_token_id(config),
         max_model_len=max_model_len or own_length,
         fingerprint=weights_fingerprint(path, config, processor),
         sampling=default_sampling(generation),
@@ -104,8 +166,9 @@ def read_checkpoint(
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The language model's fields: flat in ``config.json`` as published, under ``text_config`` in newer files."""
-    return {**config, **(config.get("text_config") or {})}
+    """The language model's fields, flat in ``config.json`` or under ``text_config``; defaults where both are silent."""
+    given = {**config, **(config.get("text_config") or {})}
+    return {**TEXT_DEFAULTS.get(str(given.get("model_type")), {}), **given}
 
 
 def default_sampling(generation: Mapping[str, Any]) -> SamplingParams:
@@ -214,6 +277,16 @@ def _eos_token_ids(path: Path, generation: Mapping[str, Any], text: Mapping[str,
     if not ids or not all(isinstance(id_, int) and 0 <= id_ < vocabulary for id_ in ids):
         raise CheckpointError(f"eos_token_id {given} in {path} is not within its vocabulary of {vocabulary} tokens")
     return ids
+
+
+def _image_token_id(config: Mapping[str, Any]) -> int:
+    """Under the name that was used before transformers 4.50 too."""
+    name = "image_token_index" if "image_token_id" not in config and "image_token_index" in config else "image_token_id"
+    return _positive(config, name)
+
+
+def _text_dtype(text: Mapping[str, Any]) -> str:
+    return str(text.get("dtype") or text.get("torch_dtype") or "float32")
 
 
 def _given(values: Mapping[str, Any], name: str, default: Any) -> Any:

@@ -25,7 +25,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 class Grid(NamedTuple):
-    """A picture's size in vision patches, before spatial merging: time, height, width."""
+    """A picture's size in vision patches, before spatial merging: time (or tiles), height, width."""
 
     t: int
     h: int
@@ -50,8 +50,8 @@ class ImageHeader:
 class Picture:
     """One picture of a prompt, encoded as it was uploaded.
 
-    ``content`` is its identity in every cache; ``rows`` is the number of embedding rows (and of
-    placeholder tokens) that ``grid`` gives.
+    ``content`` is its identity in every cache; ``grid`` is the work that its vision tower has with it, and ``rows``
+    the number of its embedding rows (and of placeholder tokens).
     """
 
     data: bytes = field(repr=False)
@@ -97,12 +97,14 @@ class Prompt:
     """Token ids (int64, 1-D, read only) with a placeholder id at every picture position.
 
     The first ``system_tokens`` are the system prompt's; statistics of reuse tell them from pictures and history.
+    ``opens_answer`` says that the template ends here and what comes next begins an answer.
     """
 
     token_ids: IntArray
     pictures: tuple[Picture, ...] = ()
     ranges: tuple[PictureRange, ...] = ()
     system_tokens: int = 0
+    opens_answer: bool = False
 
     def __len__(self) -> int:
         return len(self.token_ids)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 NEAR_TIE = 1e-4
 """A divergence is excused only where the reference's two best logits lie this close."""
@@ -23,24 +24,60 @@ class Expected:
     leads: list[float]
 
 
+class Processor:
+    """A checkpoint's processor in transformers; its tokenizer, where the model reads text only."""
+
+    def __init__(self, path: Path) -> None:
+        self.sees = hasattr(AutoConfig.from_pretrained(path, local_files_only=True), "vision_config")
+        kind = AutoProcessor if self.sees else AutoTokenizer
+        self._processor = kind.from_pretrained(path, local_files_only=True)
+
+    def inputs(self, pictures: Sequence[Image.Image], question: str) -> Any:
+        """What the model takes for one question. Raises ``ValueError`` where transformers refuses a picture."""
+        return self.conversation([("user", pictures, question)])
+
+    def conversation(self, turns: Sequence[tuple[str, Sequence[Image.Image], str]]) -> Any:
+        """What the model takes for some turns: role, pictures, text."""
+        messages = []
+        for role, pictures, text in turns:
+            content: Any = text
+            if self.sees:
+                content = [{"type": "image", "image": picture} for picture in pictures]
+                content.append({"type": "text", "text": text})
+            messages.append({"role": role, "content": content})
+        return self._processor.apply_chat_template(
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+
+
 class Reference:
-    """A checkpoint in transformers, in float32, one request at a time."""
+    """A checkpoint in transformers, in float32, one request at a time; models that read text only too."""
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
-        model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+        self._processor = Processor(path)
+        kind = AutoModelForImageTextToText if self._processor.sees else AutoModelForCausalLM
+        model = kind.from_pretrained(path, dtype=torch.float32, local_files_only=True)
         self._model = model.to(device).eval()
-        self._processor = AutoProcessor.from_pretrained(path, local_files_only=True)
 
     @torch.inference_mode()
-    def answer(self, pictures: Sequence[Image.Image], question: str, max_tokens: int) -> Expected:
-        content = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": question}]
-        text = self._processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        inputs = self._processor(text=[text], images=list(pictures) or None, return_tensors="pt").to(self._model.device)
+    def answer(
+        self, pictures: Sequence[Image.Image], question: str, max_tokens: int, *, to_the_end: bool = False
+    ) -> Expected:
+        """``to_the_end``: the answer has ``max_tokens`` tokens, also where one of them would end it.
+
+        Raises ``ValueError`` where transformers refuses a picture.
+        """
+        inputs = self._processor.inputs(pictures, question).to(self._model.device)
         output = self._model.generate(
             **inputs,
             max_new_tokens=max_tokens,
             do_sample=False,
             output_logits=True,
+            **({"eos_token_id": -1} if to_the_end else {}),
             return_dict_in_generate=True,
         )
         length = inputs["input_ids"].shape[1]
@@ -54,10 +91,11 @@ class Reference:
 
 @dataclass(slots=True)
 class Tally:
-    """How many answers were compared, and how many parted at a near tie."""
+    """How many answers were compared, how many parted at a near tie, and how many questions both sides refused."""
 
     compared: int = 0
     excused: int = 0
+    refused: int = 0
 
     def compare(self, expected: Expected, token_ids: Sequence[int]) -> None:
         """Raises ``AssertionError`` where ``token_ids`` part from the reference at anything but a near tie."""

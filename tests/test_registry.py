@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 import mmserve
+from mmserve.checkpoint import FAMILIES
 from mmserve.errors import CheckpointError, ConfigError, ModelNotFound
 from mmserve.registry import DOWNLOADED, ModelEntry, Registry, load_registry
 from tests.checkpoints import tiny_qwen2_vl
@@ -40,10 +41,12 @@ def hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[dict[str, Any]]:
 
 def test_the_shipped_file_lists_the_models() -> None:
     entries = load_registry().entries
-    assert list(entries) == ["pocket-vl", "qwen2-vl-2b", "qwen2-vl-7b"]
+    assert list(entries)[:3] == ["pocket-vl", "qwen2-vl-2b", "qwen2-vl-7b"]
     assert entries["pocket-vl"].weights == "package:assets/pocket-vl"
     assert entries["qwen2-vl-2b"].weights == "Qwen/Qwen2-VL-2B-Instruct"
-    assert all(entry.licence and entry.description and entry.family == "qwen2_vl" for entry in entries.values())
+    assert all(entry.licence and entry.description and entry.dtype for entry in entries.values())
+    assert {entry.family for entry in entries.values()} == set(FAMILIES.values())
+    assert len({entry.weights for entry in entries.values()}) == len(entries)
 
 
 def test_the_file_is_found_inside_the_package_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

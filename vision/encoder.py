@@ -1,20 +1,33 @@
-"""Patches to embedding rows: transformers' vision tower and a projector of ours."""
+"""Pixels to embedding rows: what every family's encoder promises, and Qwen2-VL's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
-from mmserve.types import Grid
+from vision.pixels import Pixels
 from vision.projectors import PatchMerger
 
 _PREFIXES = ("model.visual.", "visual.")
 _MERGER = {"merger.ln_q.": "projector.norm.", "merger.mlp.0.": "projector.fc1.", "merger.mlp.2.": "projector.fc2."}
+
+
+class PictureEncoder(Protocol):
+    """A family's vision tower and projector."""
+
+    @property
+    def row_width(self) -> int:
+        """The width of a row: the decoder's ``row_width``."""
+
+    def encode(self, pictures: Sequence[Pixels]) -> list[torch.Tensor]:
+        """The rows of several pictures in one pass, ``(rows, row_width)`` each, in the encoder's dtype and on its
+        device. Each picture attends to itself alone, and each tensor owns its memory, so that dropping one frees it.
+        """
 
 
 class Qwen2VLEncoder(nn.Module):
@@ -39,21 +52,21 @@ class Qwen2VLEncoder(nn.Module):
         self.merge_size = int(config.spatial_merge_size)
         self.eval()
 
-    @torch.inference_mode()
-    def encode(self, pixel_values: torch.Tensor, grids: Sequence[Grid]) -> list[torch.Tensor]:
-        """The embedding rows of several pictures in one pass; each picture attends to itself alone.
+    @property
+    def row_width(self) -> int:
+        return int(self.projector.fc2.out_features)
 
-        ``pixel_values`` has shape (patches of all pictures, patch values), on any device, in ``grids``' order.
-        Returns one tensor (rows, hidden_size) a picture, in the module's dtype and on its device. Each owns its memory,
-        so that dropping one frees it.
-        """
-        counts = [grid.t * grid.h * grid.w for grid in grids]
-        if sum(counts) != len(pixel_values):
-            raise ValueError(f"grids {grids} stand for {sum(counts)} patches, but {len(pixel_values)} were given")
-        if not counts:
+    @torch.inference_mode()
+    def encode(self, pictures: Sequence[Pixels]) -> list[torch.Tensor]:
+        """As :meth:`PictureEncoder.encode` says. Raises ``ValueError`` where grids and patches do not agree."""
+        if not pictures:
             return []
+        grids, values = [each.grid for each in pictures], torch.cat([each.values for each in pictures])
+        counts = [grid.t * grid.h * grid.w for grid in grids]
+        if sum(counts) != len(values):
+            raise ValueError(f"grids {grids} stand for {sum(counts)} patches, but {len(values)} were given")
         weight = self.projector.norm.weight
-        patches = pixel_values.to(weight.device, weight.dtype, non_blocking=True)
+        patches = values.to(weight.device, weight.dtype, non_blocking=True)
         features = self.tower(patches, grid_thw=torch.tensor(grids, device=weight.device)).last_hidden_state
         rows = self.projector(features)
         parts = torch.split(rows, [count // self.merge_size**2 for count in counts])

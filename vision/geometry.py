@@ -14,16 +14,17 @@ MAX_ASPECT_RATIO = 200
 
 
 class Geometry(Protocol):
-    """How a model family cuts pictures into patches.
+    """How a model family cuts pictures, and how many embedding rows come of it.
 
-    Implementations are dataclasses: their fields enter every picture's identity.
+    Implementations are frozen dataclasses: their fields enter every picture's identity.
     """
 
-    def grid(self, width: int, height: int) -> Grid:
-        """The patch grid of a picture of so many pixels. Raises ``UnsupportedPicture`` if the family refuses it."""
+    def measure(self, width: int, height: int) -> tuple[Grid, int]:
+        """The patches that the vision tower takes of a picture of so many pixels, as shown, and its embedding rows.
 
-    def rows(self, grid: Grid) -> int:
-        """The number of embedding rows, and so of placeholder tokens, that a grid gives."""
+        A grid's time axis counts tiles in families that cut a picture in tiles. Raises ``UnsupportedPicture`` if the
+        family refuses the picture.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,10 @@ class QwenGeometry:
             )
         return cls(patch_size, merge_size, min_pixels, max_pixels)
 
+    def measure(self, width: int, height: int) -> tuple[Grid, int]:
+        grid = self.grid(width, height)
+        return grid, self.rows(grid)
+
     def grid(self, width: int, height: int) -> Grid:
         """Equal to transformers' ``smart_resize`` (models/qwen2_vl/image_processing_qwen2_vl.py) in units of patches.
 
@@ -90,14 +95,8 @@ class QwenGeometry:
         return Grid(1, rows * self.merge_size, columns * self.merge_size)
 
     def rows(self, grid: Grid) -> int:
+        """The number of embedding rows, and so of placeholder tokens, that a grid gives."""
         return grid.t * grid.h * grid.w // self.merge_size**2
-
-
-def geometry_for(family: str, vision_config: Mapping[str, Any], processor: Mapping[str, Any]) -> Geometry:
-    """The geometry of a family's checkpoint. Raises ``ConfigError``."""
-    if family == "qwen2_vl":
-        return QwenGeometry.from_configs(vision_config, processor)
-    raise ConfigError(f"no picture geometry is known for the model family {family!r}")
 
 
 def _first(*values: int | None) -> int | None:

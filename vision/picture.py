@@ -18,5 +18,5 @@ def read_picture(
     microseconds; it does not depend on the picture's size in pixels. Raises ``PictureError``\\ s.
     """
     header = probe(data, limits)
-    grid = geometry.grid(header.width, header.height)
-    return Picture(data, header, content_hash(data, fingerprint, cache_salt), grid, geometry.rows(grid))
+    grid, rows = geometry.measure(header.width, header.height)
+    return Picture(data, header, content_hash(data, fingerprint, cache_salt), grid, rows)

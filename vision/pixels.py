@@ -1,44 +1,90 @@
-"""Decoded picture to the patches that a vision tower takes, by transformers' own image processor."""
+"""Decoded picture to the values that a vision tower takes, by transformers' own image processors."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
-import torch
 from PIL import Image
-from transformers import Qwen2VLImageProcessor
+from torch import Tensor
+from transformers import AutoImageProcessor, Qwen2VLImageProcessor
 
 from mmserve.errors import CheckpointError, MMServeError
 from mmserve.types import Grid
 from vision.geometry import QwenGeometry
 
 
-class QwenPixels:
-    """Resize, normalise and cut pictures for the Qwen-VL families. Safe to call from several threads at once.
+@dataclass(frozen=True, slots=True, eq=False)
+class Pixels:
+    """A picture ready for its family's encoder; whoever holds it owns the tensors, which lie on the host.
 
-    Owns nothing of the pictures; the processor (torchvision backend) is read from a checkpoint folder, offline.
+    ``values`` is float32, its first axis patches or tiles; ``size`` is the picture's width and height before it was
+    resized. ``extras`` are whatever else the encoder takes, by its name.
+    """
+
+    values: Tensor
+    grid: Grid
+    size: tuple[int, int] = (0, 0)
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class PixelProcessor(Protocol):
+    """Resizes, cuts and normalises pictures for one family. Safe to call from several threads at once."""
+
+    def __call__(self, image: Image.Image, grid: Grid) -> Pixels:
+        """The pixels of an RGB image, for which the prompt has room for ``grid``'s rows.
+
+        Raises ``MMServeError`` if they come out as another grid.
+        """
+
+
+def check_grid(made: Grid, promised: Grid) -> None:
+    """Raise ``MMServeError`` where pixels do not fit the placeholders that the prompt already holds."""
+    if made != promised:
+        raise MMServeError(f"the image processor made a grid of {tuple(made)} where {tuple(promised)} was promised")
+
+
+class QwenPixels:
+    """Patches for the Qwen-VL families.
+
+    ``values`` has shape (patches, channels * temporal patch * patch * patch), ordered by blocks of ``merge_size``
+    squared patches. The processor (torchvision backend) is read from a checkpoint folder, offline.
     """
 
     def __init__(self, checkpoint: Path, geometry: QwenGeometry) -> None:
         """Raises ``CheckpointError`` if the folder's processor files cannot be read."""
-        self._geometry = geometry
         limits = {"shortest_edge": geometry.min_pixels, "longest_edge": geometry.max_pixels}
         try:
             self._processor = Qwen2VLImageProcessor.from_pretrained(checkpoint, local_files_only=True, size=limits)
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"the image processor in {checkpoint} cannot be read: {error}") from error
 
-    def __call__(self, image: Image.Image) -> tuple[torch.Tensor, Grid]:
-        """``(pixel_values, grid)`` of an RGB image.
-
-        ``pixel_values`` is float32 on the CPU, of shape (patches, channels * temporal patch * patch * patch), ordered
-        by blocks of ``merge_size`` squared patches; the caller owns it.
-        """
+    def __call__(self, image: Image.Image, grid: Grid) -> Pixels:
         batch = self._processor(images=[image], return_tensors="pt", do_convert_rgb=False)
         (sizes,) = batch["image_grid_thw"].tolist()
-        grid = Grid(*sizes)
-        promised = self._geometry.grid(image.width, image.height)
-        if grid != promised:  # the prompt already holds promised's number of placeholders
-            raise MMServeError(f"the image processor made a grid of {tuple(grid)} where {tuple(promised)} was promised")
-        pixels: torch.Tensor = batch["pixel_values"]
-        return pixels, grid
+        check_grid(Grid(*sizes), grid)
+        return Pixels(batch["pixel_values"], grid, image.size)
+
+
+class TilePixels:
+    """Square tiles for the LLaVA families: ``values`` is (tiles, channels, side, side), the whole picture's first."""
+
+    def __init__(self, checkpoint: Path, patch_size: int) -> None:
+        """Raises ``CheckpointError`` if the folder's processor files cannot be read."""
+        self._patch_size = patch_size
+        try:
+            self._processor = AutoImageProcessor.from_pretrained(checkpoint, local_files_only=True)
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"the image processor in {checkpoint} cannot be read: {error}") from error
+
+    def __call__(self, image: Image.Image, grid: Grid) -> Pixels:
+        # LLaVA-OneVision's processor cuts no tiles of a picture that has another beside it: a single pixel will do.
+        alone = grid.t > 1 or "batch_num_images" not in self._processor.model_input_names
+        images = [image] if alone else [[image, Image.new("RGB", (1, 1))]]
+        values: Tensor = self._processor(images=images, return_tensors="pt")["pixel_values"]
+        values = values[0] if values.ndim == 5 else values[:1]
+        tiles, _, height, width = values.shape
+        check_grid(Grid(tiles, height // self._patch_size, width // self._patch_size), grid)
+        return Pixels(values, grid, image.size)

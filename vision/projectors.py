@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -24,4 +26,21 @@ class PatchMerger(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(patches, patch_dim), block by block -> (patches / merge_size squared, hidden_size)."""
         rows: torch.Tensor = self.fc2(self.act(self.fc1(self.norm(features).view(-1, self.block_dim))))
+        return rows
+
+
+class TwoLayerProjector(nn.Module):
+    """LLaVA's projector: each feature becomes one row (arXiv:2310.03744, 3.3)."""
+
+    def __init__(
+        self, width: int, hidden_size: int, act: Callable[[torch.Tensor], torch.Tensor], *, bias: bool
+    ) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(width, hidden_size, bias=bias)
+        self.act = act
+        self.linear_2 = nn.Linear(hidden_size, hidden_size, bias=bias)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(..., width) -> (..., hidden_size)."""
+        rows: torch.Tensor = self.linear_2(self.act(self.linear_1(features)))
         return rows

@@ -10,18 +10,14 @@ from mmserve.engine.runner import build_runner
 from mmserve.engine.sequence import Sequence
 from mmserve.grammar.lowered import COMPACT, SPACED
 from mmserve.grammar.vocabulary import Vocabulary
-from mmserve.prompt import TokenTable, mrope_positions
-from mmserve.types import IntArray, Prompt
+from mmserve.prompt import TokenTable, layout_for
 
 
 def build_engine(checkpoint: Checkpoint, config: EngineConfig) -> Engine:
     """Load the model onto the device. Raises ``ConfigError`` and ``CheckpointError`` with one clear sentence."""
     table = TokenTable.load(checkpoint.path)
-    merge_size = int(checkpoint.vision_config.get("spatial_merge_size", 2))
+    layout = layout_for(checkpoint)
     eos_ids = frozenset(checkpoint.eos_token_ids)
-
-    def positions(prompt: Prompt) -> tuple[IntArray, int]:
-        return mrope_positions(prompt, merge_size)
 
     def new_stream(seq: Sequence) -> OutputStream:
         return OutputStream(seq, table, eos_ids)
@@ -33,7 +29,7 @@ def build_engine(checkpoint: Checkpoint, config: EngineConfig) -> Engine:
     return Engine(
         runner,
         config,
-        positions=positions,
+        positions=layout.positions,
         outputs=Outputs(new_stream, new_sheet),
         vocabulary=Vocabulary(checkpoint.path, size=runner.vocab_size, eos_ids=checkpoint.eos_token_ids),
         json_style=SPACED if checkpoint.json_style == "spaced" else COMPACT,

@@ -17,7 +17,7 @@ from mmserve.engine.limits import check_budget, resolve_limits
 from mmserve.engine.masks import MaskFill, MaskFiller
 from mmserve.engine.output import OutputStream, ScoreSheet
 from mmserve.engine.plan import SchedulerOutput
-from mmserve.engine.runner import Masks, Pixels, RunnerOutput
+from mmserve.engine.runner import Masks, RunnerOutput
 from mmserve.engine.sampler import RowLogprobs
 from mmserve.engine.scheduler import Scheduler
 from mmserve.engine.sequence import Sequence
@@ -28,6 +28,7 @@ from mmserve.grammar.spec import Constraint
 from mmserve.grammar.state import GrammarState
 from mmserve.grammar.vocabulary import Vocabulary
 from mmserve.types import ContentHash, IntArray, Picture, Prompt, Request, TokenEvent
+from vision.pixels import Pixels
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class StepRunner(Protocol):
 class Positions(Protocol):
     """A family's position ids: int64 ``(axes, len(prompt))`` and the position of the first generated token."""
 
-    def __call__(self, prompt: Prompt) -> tuple[IntArray, int]: ...
+    def __call__(self, prompt: Prompt, /) -> tuple[IntArray, int]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from kernels.attention import plan_attention
@@ -27,33 +26,12 @@ from mmserve.checkpoint import Checkpoint
 from mmserve.config import EngineConfig
 from mmserve.engine.plan import Chunk, SchedulerOutput
 from mmserve.engine.sampler import Allowed, RowLogprobs, sample, score
-from mmserve.errors import ConfigError
-from mmserve.models.batch import Decoder, ForwardBatch
+from mmserve.errors import ConfigError, UnsupportedPicture
+from mmserve.models.batch import Decoder, ForwardBatch, Model
 from mmserve.models.families import build_model
-from mmserve.types import ContentHash, Grid, IntArray, Picture
+from mmserve.types import ContentHash, IntArray, Picture
 from vision.decode import decode
-from vision.geometry import QwenGeometry
-from vision.pixels import QwenPixels
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Pixels:
-    """A picture ready for the encoder: ``patches`` float32 ``(t*h*w, channels*time*patch*patch)`` on the host."""
-
-    patches: Tensor
-    grid: Grid
-
-
-class PixelProcessor(Protocol):
-    """An RGB picture to float32 patches ``(t*h*w, values)`` and their grid; thread safe."""
-
-    def __call__(self, image: Image.Image) -> tuple[Tensor, Grid]: ...
-
-
-class Encoder(Protocol):
-    """Patches of several pictures to one tensor ``(rows, hidden_size)`` each."""
-
-    def encode(self, pixel_values: Tensor, grids: Sequence[Grid]) -> list[Tensor]: ...
+from vision.pixels import Pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +84,14 @@ class Runner:
 
     def __init__(
         self,
-        decoder: Decoder,
-        encoder: Encoder,
-        pixels: PixelProcessor,
+        model: Model,
         kv: KVCache,
         device: torch.device,
         tier: tuple[HostStore, int] | None = None,
     ) -> None:
-        self._decoder = decoder
-        self._encoder = encoder
-        self._processor = pixels
+        self._decoder = model.decoder
+        self._encoder = model.encoder
+        self._processor = model.pixels
         self._kv = kv
         self._device = device
         self._store: HostStore | None = tier[0] if tier else None
@@ -130,8 +106,8 @@ class Runner:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one embedding row."""
-        return self._decoder.hidden_size * self._dtype.itemsize
+        """Bytes of one picture row."""
+        return self._decoder.row_width * self._dtype.itemsize
 
     @property
     def vocab_size(self) -> int:
@@ -140,7 +116,9 @@ class Runner:
 
     def prepare(self, picture: Picture) -> Pixels:
         """Decode a picture and cut it in patches. Thread safe. Raises ``PictureError``."""
-        return Pixels(*self._processor(decode(picture.data, picture.header)))
+        if self._processor is None:
+            raise UnsupportedPicture("this model reads text only: leave the pictures out, or ask a model that sees")
+        return self._processor(decode(picture.data, picture.header), picture.grid)
 
     def put_pixels(self, content: ContentHash, pixels: Pixels) -> None:
         self._pixels[content] = pixels
@@ -208,9 +186,8 @@ class Runner:
 
     def _encode(self, contents: Sequence[ContentHash]) -> int:
         """Make and keep the rows of prepared pictures; returns how many."""
-        pixels = [self._pixels.pop(content) for content in contents]
-        patches = torch.cat([p.patches for p in pixels])
-        rows = self._encoder.encode(patches, [p.grid for p in pixels])
+        assert self._encoder is not None, "pixels were prepared for a model that has no eyes"
+        rows = self._encoder.encode([self._pixels.pop(content) for content in contents])
         self._rows.update(zip(contents, rows, strict=True))
         return sum(len(each) for each in rows)
 
@@ -252,11 +229,11 @@ def build_runner(checkpoint: Checkpoint, config: EngineConfig) -> Runner:
     """Load a checkpoint onto the device and size the KV cache. Raises ``ConfigError`` and ``CheckpointError``."""
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device, checkpoint.dtype)
-    decoder, encoder = build_model(checkpoint, dtype=dtype, device=device)
+    model = build_model(checkpoint, dtype=dtype, device=device)
+    decoder = model.decoder
     slots = count_slots(decoder, config, dtype, device, checkpoint.max_model_len)
     kv = KVCache(decoder.num_layers, slots, decoder.num_kv_heads, decoder.head_dim, dtype, device)
-    pixels = QwenPixels(checkpoint.path, QwenGeometry.from_configs(checkpoint.vision_config, checkpoint.processor))
-    return Runner(decoder, encoder, pixels, kv, device, _second_tier(config, kv))
+    return Runner(model, kv, device, _second_tier(config, kv))
 
 
 def _second_tier(config: EngineConfig, kv: KVCache) -> tuple[HostStore, int] | None:

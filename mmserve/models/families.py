@@ -1,4 +1,5 @@
-"""The served families: one line each, beside ``mmserve.checkpoint.FAMILIES``, which names their architectures."""
+"""The served families: one line each, beside ``mmserve.checkpoint.FAMILIES``, which names their architectures, and
+``mmserve.prompt.layouts``, which has their torch-free halves."""
 
 from __future__ import annotations
 
@@ -6,22 +7,25 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from mmserve.checkpoint import Checkpoint
+from mmserve.checkpoint import TEXT_FAMILIES, Checkpoint
 from mmserve.errors import CheckpointError
-from mmserve.models import qwen2_vl
-from mmserve.models.batch import Decoder
-from vision.encoder import Qwen2VLEncoder
+from mmserve.models import llava, qwen2_vl, text
+from mmserve.models.batch import Model
 
-Builder = Callable[[Checkpoint, torch.dtype, torch.device], tuple[Decoder, Qwen2VLEncoder]]
+Builder = Callable[[Checkpoint, torch.dtype, torch.device], Model]
 
 BUILDERS: Mapping[str, Builder] = {
     "qwen2_vl": qwen2_vl.build,
+    "llava": llava.build,
+    "llava_next": llava.build_anyres,
+    "llava_onevision": llava.build_anyres,
+    **dict.fromkeys(sorted(TEXT_FAMILIES), text.build),
 }
-"""A family's name -> what makes its decoder and picture encoder."""
+"""A family's name -> what loads a checkpoint of it."""
 
 
-def build_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> tuple[Decoder, Qwen2VLEncoder]:
-    """The decoder and the picture encoder of a checkpoint, weights loaded, in ``dtype`` on ``device``.
+def build_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:
+    """A checkpoint with its weights loaded, in ``dtype`` on ``device``.
 
     Raises ``CheckpointError`` where the family is not served, or the weights are not what ``config.json`` says.
     """

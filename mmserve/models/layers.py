@@ -5,7 +5,7 @@ Parameters are made on the meta device, without memory; ``mmserve.models.loader`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,13 +17,21 @@ from kernels.attention import AttentionPlan, paged_attention
 from kernels.embedding import scatter_rows
 from kernels.kv import store_kv
 from kernels.norm import add_rms_norm, rms_norm
-from kernels.rope import apply_rope, mrope_axes, mrope_cos_sin, rope_inv_freq
+from kernels.rope import apply_rope, mrope_axes, mrope_cos_sin
+from mmserve.errors import CheckpointError
 from mmserve.models.batch import ForwardBatch
+from mmserve.models.rope import RopeConfig
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """The shape of a decoder. ``mrope_section`` sums to half of ``head_dim``; a single section is plain RoPE."""
+    """The shape of a decoder.
+
+    ``qk_norm`` puts a norm over each head of queries and keys before they are turned. Picture rows may carry more than
+    an embedding: behind it come the features that the first ``deepstack`` layers add to the picture's tokens
+    (Qwen3-VL, arXiv 2511.21631), ``hidden_size`` values a layer; then, with ``marks_experts``, one value that is not 0
+    where the picture's expert takes the token (CogVLM, arXiv 2311.03079).
+    """
 
     vocab_size: int
     hidden_size: int
@@ -33,20 +41,32 @@ class DecoderConfig:
     num_kv_heads: int
     head_dim: int
     rms_norm_eps: float
-    rope_theta: float
-    mrope_section: tuple[int, ...]
+    rope: RopeConfig
     qkv_bias: bool
     tie_word_embeddings: bool
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    deepstack: int = 0
+    marks_experts: bool = False
+
+    @property
+    def row_width(self) -> int:
+        return self.hidden_size * (1 + self.deepstack) + self.marks_experts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepTables:
-    """What every layer of one step shares: rotary tables, the new tokens' KV slots, and how they attend."""
+    """What every layer of one step shares: rotary tables, the new tokens' KV slots, and how they attend.
+
+    ``experts``, bool ``(T,)``, says which tokens the picture's expert takes; ``None`` where it takes none.
+    """
 
     cos: Tensor
     sin: Tensor
     slots: Tensor
     attention: AttentionPlan
+    experts: Tensor | None = None
 
 
 class MergedLinear(nn.Linear):
@@ -82,13 +102,20 @@ class Attention(nn.Module):
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         parts = {"q_proj": width, "k_proj": kv_width, "v_proj": kv_width}
         self.qkv_proj = MergedLinear(config.hidden_size, parts, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=False, device="meta")
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=config.o_bias, device="meta")
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
 
     def forward(self, x: Tensor, step: StepTables, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         """The heads' results ``(T, H * D)``, before ``o_proj``; writes the new tokens' keys and values."""
         heads = self.qkv_proj(x).view(x.shape[0], -1, self.head_dim)
         rotated = self.heads + self.kv_heads
-        qk = apply_rope(heads[:, :rotated], step.cos, step.sin)
+        qk = heads[:, :rotated]
+        if self.q_norm is not None and self.k_norm is not None:
+            queries, _ = self.q_norm(qk[:, : self.heads], None)
+            keys, _ = self.k_norm(qk[:, self.heads :], None)
+            qk = torch.cat((queries, keys), 1)
+        qk = apply_rope(qk, step.cos, step.sin)
         store_kv(qk[:, self.heads :], heads[:, rotated:], k_cache, v_cache, step.slots)
         out = paged_attention(qk[:, : self.heads], k_cache, v_cache, step.attention, self.scale)
         return out.reshape(x.shape[0], -1)
@@ -100,8 +127,10 @@ class MLP(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         width = config.intermediate_size
-        self.gate_up_proj = MergedLinear(config.hidden_size, {"gate_proj": width, "up_proj": width}, bias=False)
-        self.down_proj = nn.Linear(width, config.hidden_size, bias=False, device="meta")
+        self.gate_up_proj = MergedLinear(
+            config.hidden_size, {"gate_proj": width, "up_proj": width}, bias=config.mlp_bias
+        )
+        self.down_proj = nn.Linear(width, config.hidden_size, bias=config.mlp_bias, device="meta")
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down_proj(silu_and_mul(self.gate_up_proj(x)))
@@ -140,33 +169,51 @@ class DecoderLayer(nn.Module):
 
 
 class DecoderStack(nn.Module):
-    """Embedding, layers, norm and LM head: a ``mmserve.models.batch.Decoder``."""
+    """Embedding, layers, norm and LM head: a ``mmserve.models.batch.Decoder``.
 
-    def __init__(self, config: DecoderConfig) -> None:
+    ``make_layer`` makes a layer with the call signature of :class:`DecoderLayer`.
+    """
+
+    def __init__(self, config: DecoderConfig, make_layer: Callable[[DecoderConfig], nn.Module] = DecoderLayer) -> None:
         super().__init__()
+        if config.deepstack >= config.num_layers:  # what the last layer computes is not needed for every token
+            raise CheckpointError(f"config.json gives {config.num_layers} layers, and {config.deepstack} take features")
         self.num_layers, self.num_kv_heads, self.head_dim = config.num_layers, config.num_kv_heads, config.head_dim
-        self.hidden_size, self.vocab_size = config.hidden_size, config.vocab_size
+        self.hidden_size, self.vocab_size, self.row_width = config.hidden_size, config.vocab_size, config.row_width
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, device="meta")
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(make_layer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = None
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device="meta")
-        self.register_buffer("inv_freq", rope_inv_freq(config.head_dim, config.rope_theta), persistent=False)
-        self.register_buffer("rope_axes", mrope_axes(config.mrope_section), persistent=False)
+        axes = mrope_axes(config.rope.section, interleaved=config.rope.interleaved)
+        self.register_buffer("inv_freq", config.rope.inv_freq(), persistent=False)
+        self.register_buffer("rope_axes", axes, persistent=False)
         self.inv_freq: Tensor
         self.rope_axes: Tensor
+        self.rope_scale = config.rope.scale
+        self.deepstack, self.marks_experts = config.deepstack, config.marks_experts
 
     def forward(self, batch: ForwardBatch, k_caches: list[Tensor], v_caches: list[Tensor]) -> Tensor:
         x = self.embed_tokens(batch.input_ids)
-        if batch.picture_rows is not None and batch.picture_index is not None:
-            x = scatter_rows(x, batch.picture_rows, batch.picture_index)
-        cos, sin = mrope_cos_sin(batch.positions, self.inv_freq, self.rope_axes, x.dtype)
-        step = StepTables(cos, sin, batch.slots, batch.attention)
+        rows, index = batch.picture_rows, batch.picture_index
+        if rows is not None and index is not None:
+            x = scatter_rows(x, rows[:, : self.hidden_size], index)
+        cos, sin = mrope_cos_sin(batch.positions, self.inv_freq, self.rope_axes, x.dtype, self.rope_scale)
+        step = StepTables(cos, sin, batch.slots, batch.attention, self._experts(batch))
         residual = None
         last = self.num_layers - 1
         for i, (layer, k_cache, v_cache) in enumerate(zip(self.layers, k_caches, v_caches, strict=True)):
             x, residual = layer(x, residual, step, k_cache, v_cache, batch.logits_index if i == last else None)
+            if i < self.deepstack and rows is not None and index is not None:
+                features = rows[:, self.hidden_size * (i + 1) : self.hidden_size * (i + 2)]
+                x = x.index_add(0, index, features.to(x.dtype))
         x, _ = self.norm(x, residual)
         head = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         return F.linear(x, head).float()
+
+    def _experts(self, batch: ForwardBatch) -> Tensor | None:
+        if not self.marks_experts or batch.picture_rows is None or batch.picture_index is None:
+            return None
+        mask = torch.zeros(len(batch.input_ids), dtype=torch.bool, device=batch.input_ids.device)
+        return mask.index_copy_(0, batch.picture_index, batch.picture_rows[:, -1] != 0)

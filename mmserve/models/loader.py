@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from mmserve.errors import CheckpointError
+from mmserve.errors import CheckpointError, ConfigError
 from mmserve.models.layers import MergedLinear
 
 Rename = Callable[[str], str | None]
@@ -21,6 +22,7 @@ Rename = Callable[[str], str | None]
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
+GIB = 1024**3
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -30,10 +32,11 @@ def load_weights(
     """Give every parameter of ``module`` memory of ``dtype`` on ``device`` and the checkpoint's value.
 
     One tensor at a time is held besides the parameters. Buffers move to ``device`` and keep their dtype; the module
-    ends in evaluation mode. Raises ``CheckpointError``, which names tensor and file, where a tensor is missing, has
-    no place in the module though ``rename`` gives it one, is of another shape, or is quantised, and
-    where a file is missing or damaged.
+    ends in evaluation mode. Raises ``ConfigError`` where the parameters do not fit, and ``CheckpointError``, which
+    names tensor and file, where a tensor is missing, has no place in the module though ``rename`` gives it one, is of
+    another shape, or is quantised, and where a file is missing or damaged.
     """
+    check_room(sum(parameter.numel() for parameter in module.parameters()) * dtype.itemsize, torch.device(device))
     materialise(module, dtype=dtype, device=device)
     missing = destinations(module)
     places = dict(missing)
@@ -50,6 +53,23 @@ def load_weights(
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckpointError(f"the weights in {checkpoint} lack {min(missing)}{others}, which config.json asks for")
+
+
+def check_room(needed: int, device: torch.device) -> None:
+    """Raise ``ConfigError`` where so many bytes do not fit in the memory that ``device`` has left (on a CPU: has)."""
+    room = room_on(device)
+    if needed > room:
+        raise ConfigError(
+            f"the weights take {needed / GIB:.1f} GiB, but {device} has {room / GIB:.1f} GiB for them: "
+            "choose a smaller model or dtype, or another device"
+        )
+
+
+def room_on(device: torch.device) -> int:
+    """Bytes. What a CPU's memory holds besides may be given back, so all of it counts."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def materialise(module: nn.Module, *, dtype: torch.dtype, device: torch.device | str) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -12,13 +11,24 @@ import numpy as np
 
 from mmserve.checkpoint import Checkpoint, read_json
 from mmserve.config import Limits
-from mmserve.errors import CheckpointError, InvalidField, PictureError, PromptTooLong, TooManyPictures
+from mmserve.errors import (
+    CheckpointError,
+    InvalidField,
+    PictureError,
+    PromptTooLong,
+    TooManyPictures,
+    UnsupportedPicture,
+)
 from mmserve.prompt.detokenizer import Detokenizer, TokenTable, load_tokenizer
+from mmserve.prompt.layout import Layout, Rows, Segment
+from mmserve.prompt.layouts import layout_for
+from mmserve.prompt.pieces import Piece, assembled, expanded_pieces, rows_piece, system_tokens
 from mmserve.prompt.specials import SpecialTokens
 from mmserve.prompt.template import ChatTemplate
-from mmserve.types import ImagePart, IntArray, Message, Picture, PictureRange, Prompt, TextPart
+from mmserve.prompt.text import TextEncoder
+from mmserve.types import ImagePart, Message, Picture, Prompt, TextPart
 from vision.decode import decoder_id
-from vision.geometry import geometry_for
+from vision.geometry import Geometry
 from vision.identity import fingerprint
 from vision.picture import read_picture
 
@@ -28,40 +38,33 @@ _MAX_NFC_SHRINKAGE = 4
 """Normalisation to NFC, which tokenizers may do, leaves at least a quarter of a text's UTF-8 bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Tokens:
-    """Consecutive prompt tokens: text and special tokens, or (``picture`` set) a picture's placeholders."""
-
-    ids: Sequence[int]
-    picture: int | None = None
-    special: bool = False
-
-
 class PromptBuilder:
     """Builds prompts for one model. Keeps nothing between calls, so several threads may share it."""
 
-    def __init__(self, checkpoint: Checkpoint, limits: Limits) -> None:
-        """Reads tokenizer and chat template. Raises ``CheckpointError`` and ``ConfigError``."""
+    def __init__(self, checkpoint: Checkpoint, limits: Limits, layout: Layout | None = None) -> None:
+        """Reads tokenizer and chat template; ``layout`` is that of the checkpoint's family, unless another is given.
+
+        Raises ``CheckpointError`` and ``ConfigError``.
+        """
         self._checkpoint = checkpoint
         self._limits = limits
         self.tokenizer = load_tokenizer(checkpoint.path)
         self.tokenizer.encode_special_tokens = True  # what is encoded here is text; specials come from the template
-        self._specials = SpecialTokens(self.tokenizer.get_added_tokens_decoder())
+        self._text = TextEncoder(self.tokenizer)
+        self._layout = layout or layout_for(checkpoint)
+        self._specials = SpecialTokens(self.tokenizer.get_added_tokens_decoder(), mark=self._layout.mark)
         self._template = ChatTemplate(checkpoint.template, _named_tokens(checkpoint))
-        self.geometry = geometry_for(checkpoint.family, checkpoint.vision_config, checkpoint.processor)
-        self.fingerprint = fingerprint(
-            weights=checkpoint.fingerprint,
-            vision_config=checkpoint.vision_config,
-            processor=checkpoint.processor,
-            geometry=self.geometry,
-            decoder=decoder_id(),
-        )
+        self.geometry = self._layout.geometry
+        self._fingerprints = {
+            geometry: self._fingerprint(geometry) for geometry in (self.geometry, self._layout.among_others) if geometry
+        }
         vocabulary = self.tokenizer.get_vocab()
         self._longest_token = max(map(len, vocabulary))
         self._vocabulary = max(vocabulary.values()) + 1
         self._table = TokenTable(self.tokenizer)
-        if checkpoint.image_token_id not in self._specials.ids.values():
-            raise CheckpointError(f"image_token_id {checkpoint.image_token_id} is no special token of the tokenizer")
+        self._mark = self._specials.ids.get(self._layout.mark or "", self._layout.pad_id) if self.geometry else None
+        if self._mark is not None and self._mark not in self._specials.ids.values():
+            raise CheckpointError(f"image_token_id {self._mark} is no special token of the tokenizer")
 
     def build(self, messages: Sequence[Message], *, cache_salt: str = "", add_generation_prompt: bool = True) -> Prompt:
         """The prompt of a conversation. Pictures are hashed and measured, not decoded.
@@ -78,11 +81,14 @@ class PromptBuilder:
         inputs = [{"role": message.role, "content": self._content(message)} for message in messages]
         rendered = self._template.render(inputs, add_generation_prompt=add_generation_prompt)
         pieces = list(self._pieces(rendered, pictures))
+        opening = self._text.opening if self._layout.opens else ()
+        if opening and tuple(pieces[0].ids[: len(opening)]) != opening:
+            pieces.insert(0, Piece(opening, special=True))
         length = sum(len(piece.ids) for piece in pieces)
         if length >= self._checkpoint.max_model_len:
             raise self._too_long(f"{length:,}")
-        system = _system_tokens(pieces, [message.role for message in messages], int(add_generation_prompt))
-        return _assembled(pieces, length, pictures, system)
+        system = system_tokens(pieces, [message.role for message in messages], int(add_generation_prompt))
+        return assembled(pieces, length, pictures, system_tokens=system, opens_answer=add_generation_prompt)
 
     def append_text(self, prompt: Prompt, text: str, *, end: bool = False) -> Prompt:
         """``prompt`` and a piece of the answer behind it, tokenised on its own as the model would write it.
@@ -94,14 +100,15 @@ class PromptBuilder:
             text.encode()
         except UnicodeEncodeError:
             raise InvalidField("the text holds half of a surrogate pair, which is no character") from None
-        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        behind_text = len(prompt) and int(prompt.token_ids[-1]) not in self._table.special_ids
+        ids = self._text.continue_(text) if behind_text else self._text.encode(text, first=False)
         if end:
             ids.append(self._checkpoint.eos_token_ids[0])
         token_ids = np.concatenate([prompt.token_ids, np.array(ids, dtype=np.int64)])
         if len(token_ids) > self._checkpoint.max_model_len:
             raise self._too_long(f"{len(token_ids):,}")
         token_ids.setflags(write=False)
-        return dataclasses.replace(prompt, token_ids=token_ids)
+        return dataclasses.replace(prompt, token_ids=token_ids, opens_answer=prompt.opens_answer and not ids)
 
     def build_text(self, text: str, pictures: Sequence[bytes], *, cache_salt: str = "") -> Prompt:
         """The prompt that ``text`` is, as it stands: no chat template, and its special tokens are special tokens.
@@ -121,9 +128,11 @@ class PromptBuilder:
         ids: list[int] = []
         for run, special in self._specials.cut(text):
             if run:
-                ids += self.tokenizer.encode(run, add_special_tokens=False).ids
+                ids += self._text.encode(run, first=not ids)
             if special is not None:
                 ids.append(special)
+        if tuple(ids[: len(self._text.opening)]) != self._text.opening:
+            ids = [*self._text.opening, *ids]
         return self._raw(ids, pictures, cache_salt, "text")
 
     def build_ids(self, ids: Sequence[int], pictures: Sequence[bytes], *, cache_salt: str = "") -> Prompt:
@@ -151,34 +160,43 @@ class PromptBuilder:
             raise InvalidField("the prompt is empty; send at least one token", param=where)
         if len(pictures) > self._limits.max_pictures:
             raise _too_many(len(pictures), self._limits, "images")
-        read = tuple(self._picture_at(data, cache_salt, f"images[{k}]") for k, data in enumerate(pictures))
-        pieces = self._placed(ids, read, where)
+        read = tuple(
+            self._picture_at(data, cache_salt, f"images[{k}]", len(pictures)) for k, data in enumerate(pictures)
+        )
+        pieces = expanded_pieces(ids, self._layout, read) if read else [Piece(ids)]
+        if pieces is None or (not read and self._mark in ids):
+            pieces = self._placed(ids, read, where)
         length = sum(len(piece.ids) for piece in pieces)
         if length > self._checkpoint.max_model_len:
             raise self._too_long(f"{length:,}", where)
-        return _assembled(pieces, length, read, 0)
+        return assembled(pieces, length, read)
 
-    def _placed(self, ids: Sequence[int], pictures: Sequence[Picture], where: str) -> list[_Tokens]:
-        """``ids`` with room for the pictures' rows."""
-        pad = self._checkpoint.image_token_id
-        runs = [(is_pad, list(run)) for is_pad, run in groupby(ids, lambda id_: id_ == pad)]
-        found = [len(run) for is_pad, run in runs if is_pad]
-        expanded = found == [picture.rows for picture in pictures]
-        if sum(found) != len(pictures) and not expanded:
+    def _placed(self, ids: Sequence[int], pictures: Sequence[Picture], where: str) -> list[Piece]:
+        """``ids`` with room for the pictures' rows in the place of their marks."""
+        marks = sum(id_ == self._mark for id_ in ids)
+        if marks != len(pictures):
+            name = next((name for name, id_ in self._specials.ids.items() if id_ == self._mark), "placeholder")
             raise InvalidField(
-                f"the prompt has {sum(found)} placeholders for {len(pictures)} pictures: write one "
-                f"{self.tokenizer.id_to_token(pad)} for each picture",
+                f"the prompt has {marks} placeholders for {len(pictures)} pictures: write one {name} for each picture",
                 param=where,
             )
-        pieces, placed = [], 0
-        for is_pad, run in runs:
-            if not is_pad:
-                pieces.append(_Tokens(run))
+        pieces: list[Piece] = []
+        placed = 0
+        for is_mark, run in groupby(ids, lambda id_: id_ == self._mark):
+            if not is_mark:
+                pieces.append(Piece(list(run)))
                 continue
-            for _ in run[:1] if expanded else run:
-                pieces.append(_Tokens([pad] * pictures[placed].rows, picture=placed))
+            for _ in run:
+                pieces += self._expanded(placed, pictures[placed])
                 placed += 1
         return pieces
+
+    def _expanded(self, number: int, picture: Picture) -> Iterator[Piece]:
+        for segment in self._layout.expand(picture):
+            if isinstance(segment, Rows):
+                yield rows_piece(self._layout, segment, number)
+            else:
+                yield Piece((segment,) if isinstance(segment, int) else self._text.encode(segment, first=False))
 
     def append_choices(
         self, prompt: Prompt, opening: str, choices: Sequence[str], *, end: bool = False
@@ -211,20 +229,36 @@ class PromptBuilder:
             param=where,
         )
 
-    def _pictures(self, messages: Sequence[Message], cache_salt: str) -> tuple[Picture, ...]:
-        pictures = []
-        for m, message in enumerate(messages):
-            for p, part in enumerate(message.parts):
-                if isinstance(part, ImagePart):
-                    pictures.append(self._picture_at(part.data, cache_salt, f"messages[{m}].content[{p}]"))
-        return tuple(pictures)
+    def _fingerprint(self, geometry: Geometry) -> bytes:
+        checkpoint = self._checkpoint
+        return fingerprint(
+            weights=checkpoint.fingerprint,
+            vision_config=checkpoint.vision_config,
+            processor=checkpoint.processor,
+            geometry=geometry,
+            decoder=decoder_id(),
+        )
 
-    def _picture_at(self, data: bytes, cache_salt: str, where: str) -> Picture:
+    def _pictures(self, messages: Sequence[Message], cache_salt: str) -> tuple[Picture, ...]:
+        found = [
+            (part.data, f"messages[{m}].content[{p}]")
+            for m, message in enumerate(messages)
+            for p, part in enumerate(message.parts)
+            if isinstance(part, ImagePart)
+        ]
+        return tuple(self._picture_at(data, cache_salt, where, len(found)) for data, where in found)
+
+    def _picture_at(self, data: bytes, cache_salt: str, where: str, among: int) -> Picture:
+        geometry = self._layout.geometry_among(among)
+        if geometry is None:
+            raise UnsupportedPicture(
+                f"{self._checkpoint.name} reads text only: leave the picture out, or ask a model that sees", param=where
+            )
         try:
             return read_picture(
                 data,
-                geometry=self.geometry,
-                fingerprint=self.fingerprint,
+                geometry=geometry,
+                fingerprint=self._fingerprints[geometry],
                 limits=self._limits,
                 cache_salt=cache_salt,
             )
@@ -232,25 +266,36 @@ class PromptBuilder:
             raise type(error)(error.message, param=where) from error.__cause__
 
     def _content(self, message: Message) -> str | list[dict[str, Any]]:
-        """A message's content in Hugging Face's form: a plain string if it is only text."""
+        """A message's content in Hugging Face's form: a plain string if it is only text and the template takes it."""
         parts = [self._specials.defuse(part.text) if isinstance(part, TextPart) else None for part in message.parts]
         texts = [text for text in parts if text is not None]
-        if len(texts) == len(parts):
+        if len(texts) == len(parts) and self._template.takes_strings:
             return "".join(texts)
         return [{"type": "image"} if text is None else {"type": "text", "text": text} for text in parts]
 
-    def _pieces(self, rendered: str, pictures: Sequence[Picture]) -> Iterable[_Tokens]:
-        image_token_id = self._checkpoint.image_token_id
-        placed = 0
+    def _pieces(self, rendered: str, pictures: Sequence[Picture]) -> Iterator[Piece]:
+        """The rendered conversation, cut where special tokens and pictures stand; text that pictures bring with them is
+        encoded together with its neighbours'."""
+        placed, text, first = 0, "", True
         for run, special in self._specials.split(rendered):
-            if run:
-                yield _Tokens(self.tokenizer.encode(run, add_special_tokens=False).ids)
-            if special == image_token_id:
-                if placed < len(pictures):
-                    yield _Tokens([special] * pictures[placed].rows, picture=placed)
+            text += run
+            segments: Sequence[Segment] = () if special is None else (special,)
+            if special is not None and special == self._mark:
+                segments = self._layout.expand(pictures[placed]) if placed < len(pictures) else ()
                 placed += 1
-            elif special is not None:
-                yield _Tokens((special,), special=True)
+            for segment in segments:
+                if isinstance(segment, str):
+                    text += segment
+                    continue
+                if text:
+                    yield Piece(self._text.encode(text, first=first))
+                text, first = "", False
+                if isinstance(segment, Rows):
+                    yield rows_piece(self._layout, segment, placed - 1)
+                else:
+                    yield Piece((segment,), special=True)
+        if text:
+            yield Piece(self._text.encode(text, first=first))
         if placed != len(pictures):
             raise InvalidField(
                 f"the model's chat template made room for {placed} pictures where {len(pictures)} were sent: "
@@ -295,38 +340,6 @@ def _check_message(message: Message, where: str) -> None:
             "the text holds half of a surrogate pair, which is no character: send the whole character",
             param=f"{where}.content",
         ) from None
-
-
-def _system_tokens(pieces: Sequence[_Tokens], roles: Sequence[str], openings: int) -> int:
-    """How many tokens come before the first turn that is not the system's, a default one of the template included.
-
-    Turns are told by the special token that opens the first of them. 0 where the template has no such token.
-    """
-    opening = next((piece.ids for piece in pieces if piece.special and piece.picture is None), None)
-    starts: list[int] = []
-    at = 0
-    for piece in pieces:
-        if piece.special and piece.ids == opening:
-            starts.append(at)
-        at += len(piece.ids)
-    given = next((i for i, role in enumerate(roles) if role != "system"), len(roles))
-    by_template = len(starts) - len(roles) - openings
-    system = given + by_template
-    return starts[system] if by_template in (0, 1) and system < len(starts) else 0
-
-
-def _assembled(pieces: Iterable[_Tokens], length: int, pictures: tuple[Picture, ...], system_tokens: int) -> Prompt:
-    token_ids: IntArray = np.empty(length, dtype=np.int64)
-    ranges = []
-    at = 0
-    for piece in pieces:
-        end = at + len(piece.ids)
-        token_ids[at:end] = piece.ids
-        if piece.picture is not None:
-            ranges.append(PictureRange(at, end, piece.picture))
-        at = end
-    token_ids.setflags(write=False)
-    return Prompt(token_ids, pictures, tuple(ranges), system_tokens)
 
 
 def _named_tokens(checkpoint: Checkpoint) -> dict[str, str]:

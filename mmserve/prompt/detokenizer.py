@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import codecs
+import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import Tokenizer, pre_tokenizers
 
 from mmserve.errors import CheckpointError, ConfigError
 
+_BLANK = "\u2581"
+"""What SentencePiece writes for a blank."""
+
+_LONE_BYTE = re.compile("<0x([0-9A-F]{2})>")
+
 
 class TokenTable:
-    """The bytes that each token of a byte-level BPE vocabulary stands for.
+    """The bytes that each token of a vocabulary stands for: byte-level BPE's, or SentencePiece's with bytes to fall
+    back to.
 
     Shared by all requests, and safe to use from several threads: entries are computed when first asked for.
+    ``opening_blank`` says that the tokenizer puts a blank before every text, which is no part of it.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Raises ``ConfigError`` for a tokenizer that is not byte-level."""
-        if not isinstance(tokenizer.decoder, decoders.ByteLevel):
-            raise ConfigError(f"only byte-level tokenizers are served, and this one decodes by {tokenizer.decoder}")
+        """Raises ``ConfigError`` for a tokenizer of another kind."""
+        kinds = _decoder_kinds(tokenizer)
+        byte_level = "ByteLevel" in kinds
+        if not byte_level and "ByteFallback" not in kinds:
+            raise ConfigError(
+                "only byte-level tokenizers and those that fall back to bytes are served, "
+                f"and this one decodes by {tokenizer.decoder}"
+            )
+        self.opening_blank = "Strip" in kinds or "Metaspace" in kinds
         self._tokenizer = tokenizer
-        self._byte_of = _byte_alphabet()
+        self._byte_of = _byte_alphabet() if byte_level else {}
         self._bytes: dict[int, bytes] = {}
         added = tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
@@ -47,6 +62,9 @@ class TokenTable:
         token = self._tokenizer.id_to_token(token_id)
         if token is None:
             return b""
+        if not self._byte_of:
+            lone = _LONE_BYTE.fullmatch(token)
+            return bytes([int(lone[1], 16)]) if lone else token.replace(_BLANK, " ").encode()
         try:
             return bytes(self._byte_of[character] for character in token)
         except KeyError:  # an added token, which is spelled as it is
@@ -58,16 +76,19 @@ class Detokenizer:
 
     The pieces that :meth:`push` and :meth:`flush` return make up what the tokenizer decodes from all ids at once,
     special tokens skipped: bytes of a character that is not complete are held back, and those that cannot become one
-    are U+FFFD.
+    are U+FFFD. With ``opens``, where a text begins, the tokenizer's own opening blank is left out.
     """
 
-    def __init__(self, table: TokenTable) -> None:
+    def __init__(self, table: TokenTable, *, opens: bool = False) -> None:
         self._table = table
+        self._blank = opens and table.opening_blank
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_ids: Iterable[int]) -> str:
         table = self._table
         data = b"".join([table.bytes_of(id_) for id_ in token_ids if id_ not in table.special_ids])
+        if self._blank and data:
+            data, self._blank = data.removeprefix(b" "), False
         return self._decoder.decode(data)
 
     def flush(self) -> str:
@@ -84,6 +105,15 @@ def load_tokenizer(checkpoint: Path) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises plain Exception
         raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def _decoder_kinds(tokenizer: Tokenizer) -> set[str]:
+    """The types of the steps that a tokenizer's decoder takes."""
+    decoder = tokenizer.decoder
+    if decoder is None:
+        return set()
+    state = json.loads(decoder.__getstate__())
+    return {str(step.get("type")) for step in [state, *state.get("decoders", ())]}
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -1,10 +1,15 @@
-"""M-RoPE positions of a prompt (Qwen2-VL, arXiv:2409.12191, 2.1)."""
+"""Positions of a prompt's tokens: one axis, or M-RoPE's three (Qwen2-VL, arXiv:2409.12191, 2.1)."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from mmserve.types import Grid, IntArray, Prompt
+
+
+def plain_positions(prompt: Prompt) -> tuple[IntArray, int]:
+    """Every token counts, a picture's rows too: int64 of shape (1, n), and the next token's position."""
+    return np.arange(len(prompt), dtype=np.int64)[None], len(prompt)
 
 
 def mrope_positions(prompt: Prompt, merge_size: int) -> tuple[IntArray, int]:

@@ -15,6 +15,9 @@ from tokenizers import AddedToken
 
 from mmserve.errors import ConfigError
 
+NO_ID = -1
+"""What stands for a mark that is no token of the vocabulary."""
+
 _INSIDE = "\ufdd0"
 _BEFORE = "\ufdd1"
 _MARKS = re.compile(f"{_INSIDE}+|{_BEFORE}+")
@@ -23,9 +26,14 @@ _MARKS = re.compile(f"{_INSIDE}+|{_BEFORE}+")
 class SpecialTokens:
     """The special tokens of one tokenizer. Immutable; its methods are pure."""
 
-    def __init__(self, tokens: Mapping[int, AddedToken]) -> None:
-        """``tokens`` are a tokenizer's added tokens by id; those that are not special are ordinary text here."""
+    def __init__(self, tokens: Mapping[int, AddedToken], mark: str | None = None) -> None:
+        """``tokens`` are a tokenizer's added tokens by id; those that are not special are ordinary text here.
+
+        ``mark`` is what templates write for a picture: if it is none of these, it is a special token of id ``NO_ID``.
+        """
         special = {id_: token for id_, token in tokens.items() if token.special}
+        if mark is not None and all(token.content != mark for token in special.values()):
+            special[NO_ID] = AddedToken(mark, normalized=False, special=True)
         self.ids: Mapping[str, int] = {token.content: id_ for id_, token in special.items()}
         if any(len(content) < 2 for content in self.ids):
             raise ConfigError(

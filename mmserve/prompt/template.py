@@ -33,6 +33,7 @@ class ChatTemplate:
             self._template = environment.from_string(source, globals=dict(constants))
         except jinja2.TemplateError as error:
             raise CheckpointError(f"the chat template does not parse: {error}") from None
+        self.takes_strings = self._shows_strings()
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
         """The text of ``messages``, which are in Hugging Face's form.
@@ -47,6 +48,14 @@ class ChatTemplate:
             raise InvalidField(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
+
+    def _shows_strings(self) -> bool:
+        """Whether a message's content may be a string; some templates know lists of parts only, and drop strings."""
+        probe = "Is this text still there?"
+        try:
+            return probe in self.render([{"role": "user", "content": probe}], add_generation_prompt=True)
+        except InvalidField:
+            return True
 
 
 class _GenerationBlocks(Extension):

@@ -7,6 +7,7 @@ import json
 import random
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -20,7 +21,9 @@ from mmserve.engine.limits import resolve_limits
 from mmserve.errors import BudgetTooSmall, InvalidField, MMServeError
 from mmserve.grammar.spec import Choice, Constraint, JsonSchema, Regex
 from mmserve.prompt import PromptBuilder
+from mmserve.registry import load_registry
 from mmserve.types import ImagePart, Message, Prompt, Request, SamplingParams, TextPart, TokenEvent
+from tests.checkpoints import tiny_llava
 from tests.engine.pictures import png
 
 CONFIG = EngineConfig(device="cpu", dtype="float32", check_invariants=True, kv_slots=4096, share_threshold=8)
@@ -282,3 +285,18 @@ class TestScoring:
 
 def with_tokens(request: Request, ids: list[int]) -> Prompt:
     return dataclasses.replace(request.prompt, token_ids=np.concatenate([request.prompt.token_ids, np.array(ids)]))
+
+
+@pytest.mark.parametrize("kind", ["llava-vicuna", "llava-next-mistral"])
+def test_tokenizers_that_put_a_blank_before_texts(kind: str, tmp_path: Path) -> None:
+    """Nothing of that blank is in the answer, nor is an asked one lost."""
+    checkpoint = load_registry().resolve(str(tiny_llava(tmp_path, kind)))
+    engine, prompts = build_engine(checkpoint, CONFIG), PromptBuilder(checkpoint, Limits())
+    pattern = r" (ja|nein), [0-9]{2} Bäume"
+    constraints: list[Constraint] = [JsonSchema.of(SCHEMA), Regex(pattern), COLOURS]
+    requests = [make(prompts, str(i), constraint, picture(i)) for i, constraint in enumerate(constraints)]
+    whole, matched, chosen = map(text_of, run(engine, *requests).values())
+    engine.close()
+    jsonschema.validate(json.loads(whole), SCHEMA)
+    assert re.fullmatch(pattern, matched)
+    assert chosen in COLOURS.options

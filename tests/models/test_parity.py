@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from mmserve.checkpoint import Checkpoint
-from mmserve.models.batch import Decoder
+from mmserve.models.batch import Decoder, Model
 from mmserve.models.families import build_model
 from mmserve.types import Grid
 from tests.models.reference import Paged, Progress, Reference, Transformers
-from vision.encoder import Qwen2VLEncoder
+from vision.pixels import Pixels
 
 ATOL = 5e-5  # logits are of order 1 to 10
 
@@ -25,24 +25,25 @@ def references(checkpoint: Checkpoint) -> list[Reference]:
 
 
 @pytest.fixture(scope="module")
-def model(checkpoint: Checkpoint) -> tuple[Decoder, Qwen2VLEncoder]:
+def model(checkpoint: Checkpoint) -> Model:
     return build_model(checkpoint, torch.float32, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
-def decoder(model: tuple[Decoder, Qwen2VLEncoder]) -> Decoder:
-    return model[0]
+def decoder(model: Model) -> Decoder:
+    return model.decoder
 
 
 @pytest.mark.parametrize("number", range(8))
-def test_logits_with_our_picture_rows(
-    number: int, model: tuple[Decoder, Qwen2VLEncoder], references: list[Reference]
-) -> None:
-    decoder, encoder = model
+def test_logits_with_our_picture_rows(number: int, model: Model, references: list[Reference]) -> None:
+    decoder, encoder = model.decoder, model.encoder
+    assert encoder is not None
     reference = references[number]
     rows = reference.rows
     if reference.pixel_values is not None:
-        rows = torch.cat(encoder.encode(reference.pixel_values, [Grid(*grid) for grid in reference.grids]))
+        grids = [Grid(*grid) for grid in reference.grids]
+        cut = torch.split(reference.pixel_values, [grid.h * grid.w for grid in grids])
+        rows = torch.cat(encoder.encode([Pixels(values, grid) for values, grid in zip(cut, grids, strict=True)]))
         torch.testing.assert_close(rows, reference.rows, atol=ATOL, rtol=0)
     progress = Progress(reference, rows)
     (logits,) = Paged(decoder).step([(progress, progress.left)], every_row=True)
@@ -114,7 +115,7 @@ def test_a_step_that_wants_no_logits(decoder: Decoder, references: list[Referenc
 
 
 def test_bfloat16_stays_near_float32(checkpoint: Checkpoint, references: list[Reference]) -> None:
-    decoder, _ = build_model(checkpoint, torch.bfloat16, torch.device("cpu"))
+    decoder = build_model(checkpoint, torch.bfloat16, torch.device("cpu")).decoder
     reference = references[0]
     paged = Paged(decoder)
     paged.k, paged.v = ([cache.bfloat16() for cache in caches] for caches in (paged.k, paged.v))

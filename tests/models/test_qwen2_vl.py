@@ -15,11 +15,12 @@ from transformers import AutoConfig
 
 from mmserve.checkpoint import FAMILIES, Checkpoint
 from mmserve.errors import CheckpointError
+from mmserve.models.config import decoder_config, decoder_name
 from mmserve.models.families import BUILDERS, build_model
-from mmserve.models.qwen2_vl import decoder_config, decoder_name
 from mmserve.registry import load_registry
 from tests.checkpoints import tiny_qwen2_vl
 from tests.models.reference import Paged, Progress, Transformers
+from vision.encoder import Qwen2VLEncoder
 
 PUBLISHED_2B: dict[str, Any] = {
     "architectures": ["Qwen2VLForConditionalGeneration"],
@@ -57,7 +58,7 @@ class TestConfig:
         config = decoder_config(PUBLISHED_2B)
         assert (config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim) == (28, 12, 2, 128)
         assert (config.hidden_size, config.intermediate_size, config.vocab_size) == (1536, 8960, 151936)
-        assert (config.rms_norm_eps, config.rope_theta, config.mrope_section) == (1e-6, 1e6, (16, 24, 24))
+        assert (config.rms_norm_eps, config.rope.theta, config.rope.section) == (1e-6, 1e6, (16, 24, 24))
         assert config.qkv_bias
         assert config.tie_word_embeddings
 
@@ -146,7 +147,9 @@ class TestBuild:
         if layout == "new names":
             tensors = load_file(path / "model.safetensors")
             save_file({newer_name(name): value for name, value in tensors.items()}, path / "model.safetensors")
-        decoder, encoder = build_model(resolve(path), torch.float32, torch.device("cpu"))
+        model = build_model(resolve(path), torch.float32, torch.device("cpu"))
+        decoder, encoder = model.decoder, model.encoder
+        assert isinstance(encoder, Qwen2VLEncoder)
         assert torch.equal(
             encoder.state_dict()["projector.fc2.bias"], transformers.model.model.visual.merger.mlp[2].bias
         )
@@ -157,13 +160,13 @@ class TestBuild:
     def test_a_bfloat16_checkpoint_in_float32(self, tmp_path: Path) -> None:
         path = tiny_qwen2_vl(tmp_path / "tiny", torch_dtype="bfloat16")
         reference = Transformers(path).answer(0, new_tokens=1)
-        decoder, _ = build_model(resolve(path), torch.float32, torch.device("cpu"))
+        decoder = build_model(resolve(path), torch.float32, torch.device("cpu")).decoder
         progress = Progress(reference)
         (logits,) = Paged(decoder).step([(progress, progress.left)], every_row=True)
         torch.testing.assert_close(logits, reference.logits, atol=5e-5, rtol=0)
 
     def test_a_decoder_knows_its_shape(self, checkpoint: Checkpoint) -> None:
-        decoder, _ = build_model(checkpoint, torch.float32, torch.device("cpu"))
+        decoder = build_model(checkpoint, torch.float32, torch.device("cpu")).decoder
         shape = (decoder.num_layers, decoder.num_kv_heads, decoder.head_dim, decoder.hidden_size, decoder.vocab_size)
         assert shape == (2, 2, 16, 64, 512)
 

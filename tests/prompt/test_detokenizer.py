@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models
 from mmserve.checkpoint import Checkpoint
 from mmserve.errors import CheckpointError, ConfigError
 from mmserve.prompt import Detokenizer, PromptBuilder, TokenTable
+from tests.checkpoints.tokenizer import sentencepiece_tokenizer_json
 
 TEXTS = [
     "What is in this picture?",
@@ -35,8 +36,8 @@ def tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     return Tokenizer.from_file(str(checkpoint.path / "tokenizer.json"))
 
 
-def pieces(table: TokenTable, ids: list[int], step: int = 1) -> list[str]:
-    detokenizer = Detokenizer(table)
+def pieces(table: TokenTable, ids: list[int], step: int = 1, *, opens: bool = False) -> list[str]:
+    detokenizer = Detokenizer(table, opens=opens)
     out = [detokenizer.push(ids[at : at + step]) for at in range(0, len(ids), step)]
     return [*out, detokenizer.flush()]
 
@@ -122,7 +123,7 @@ def test_other_kinds_of_tokenizers_are_refused() -> None:
     tokenizer = Tokenizer(models.BPE())
     with pytest.raises(ConfigError, match="byte-level"):
         TokenTable(tokenizer)
-    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()  # without bytes to fall back to, some texts cannot be written
     with pytest.raises(ConfigError, match="byte-level"):
         TokenTable(tokenizer)
 
@@ -139,3 +140,34 @@ def test_a_missing_or_damaged_tokenizer_is_a_checkpoint_error(checkpoint: Checkp
 def test_a_builders_tokenizer_serves_too(builder: PromptBuilder, table: TokenTable) -> None:
     shared = TokenTable(builder.tokenizer)
     assert [shared.bytes_of(id_) for id_ in range(512)] == [table.bytes_of(id_) for id_ in range(512)]
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["legacy", "metaspace"])
+def sentencepiece(request: pytest.FixtureRequest) -> Tokenizer:
+    return Tokenizer.from_str(sentencepiece_tokenizer_json(("<image>",), legacy=request.param))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(st.text(max_size=40), st.sampled_from(TEXTS)), st.integers(1, 5))
+def test_sentencepiece_text_comes_back(sentencepiece: Tokenizer, text: str, step: int) -> None:
+    ids = sentencepiece.encode(text, add_special_tokens=False).ids
+    table = TokenTable(sentencepiece)
+    whole = "".join(pieces(table, ids, step, opens=True))
+    assert whole == sentencepiece.decode(ids)
+    if not any(name in text for name in ("<", "▁")):
+        assert whole in (text, text.removeprefix(" "))  # some put no blank before a text that has one
+
+
+def test_only_an_answers_own_opening_blank_is_left_out(sentencepiece: Tokenizer) -> None:
+    table = TokenTable(sentencepiece)
+    ids = sentencepiece.encode("a cat", add_special_tokens=False).ids
+    assert "".join(pieces(table, ids, opens=True)) == "a cat"
+    assert "".join(pieces(table, ids)) == " a cat"
+    assert "".join(pieces(table, ids + ids, opens=True)) == "a cat a cat"
+    assert table.special_ids >= {0, 1, 2}
+    assert "".join(pieces(table, [1, *ids, 2], opens=True)) == "a cat"
+
+
+def test_byte_level_answers_keep_their_blanks(table: TokenTable, tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode(" a cat", add_special_tokens=False).ids
+    assert "".join(pieces(table, ids, opens=True)) == " a cat"

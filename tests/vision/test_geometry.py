@@ -11,7 +11,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from mmserve.errors import ConfigError, UnsupportedPicture
 from mmserve.types import Grid
 from tests.vision.files import noise
-from vision.geometry import QwenGeometry, geometry_for
+from vision.geometry import QwenGeometry
 
 PUBLISHED = QwenGeometry(14, 2, 56 * 56, 12_845_056)
 
@@ -46,6 +46,7 @@ def test_any_geometry_is_smart_resize(width: int, height: int, patch: int, merge
     if max(width, height) <= 200 * min(width, height):
         grid = geometry.grid(width, height)
         assert grid == by_transformers(geometry, width, height)
+        assert geometry.measure(width, height) == (grid, geometry.rows(grid))
         assert min(grid) >= 1
         assert geometry.rows(grid) * merge**2 == grid.t * grid.h * grid.w
 
@@ -117,9 +118,3 @@ def test_patches_are_read_from_both_files_which_must_agree() -> None:
 def test_settings_that_cannot_work_are_refused(settings_: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         QwenGeometry.from_configs({}, settings_)
-
-
-def test_families() -> None:
-    assert geometry_for("qwen2_vl", {}, {}) == QwenGeometry.from_configs({}, {})
-    with pytest.raises(ConfigError, match="llava"):
-        geometry_for("llava", {}, {})

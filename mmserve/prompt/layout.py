@@ -1,0 +1,53 @@
+"""How a family's prompts hold pictures: the torch-free half of a family. ``layouts`` has the table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mmserve.prompt.positions import plain_positions
+from mmserve.types import IntArray, Picture, Prompt
+from vision.geometry import Geometry
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """So many tokens that stand for a picture's next embedding rows."""
+
+    count: int
+
+
+Segment = Rows | int | str
+"""A part of what a picture's mark expands to: rows, a token id, or text that is encoded with what stands beside it."""
+
+
+def only_rows(picture: Picture) -> Sequence[Segment]:
+    """The mark is replaced by the picture's rows in one run."""
+    return (Rows(picture.rows),)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What prompts of one checkpoint need to know of its family.
+
+    ``geometry`` measures pictures, and is ``None`` where the model reads text only; ``among_others`` measures those
+    that share a prompt, where the family cuts them differently. The chat template writes ``mark`` for each picture:
+    a special token of the tokenizer's, or else text that callers' text is kept from spelling; ``None`` is the token
+    ``pad_id``. ``expand`` says what takes the mark's place, and ``pad_id`` is the id that stands at each row.
+
+    ``positions`` gives int64 ``(axes, len(prompt))`` and the position of the first generated token, from the whole
+    prompt. With ``opens`` a prompt begins with what the tokenizer itself puts before a text (``<s>``), if the template
+    has not written it.
+    """
+
+    geometry: Geometry | None = None
+    pad_id: int = 0
+    mark: str | None = None
+    among_others: Geometry | None = None
+    expand: Callable[[Picture], Sequence[Segment]] = only_rows
+    positions: Callable[[Prompt], tuple[IntArray, int]] = plain_positions
+    opens: bool = False
+
+    def geometry_among(self, pictures: int) -> Geometry | None:
+        """What measures each of so many pictures of one prompt."""
+        return self.among_others if pictures > 1 and self.among_others is not None else self.geometry

@@ -1,0 +1,61 @@
+"""The families' layouts, by name: one entry each, beside ``mmserve.models.families``, which has their torch halves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from mmserve.checkpoint import TEXT_FAMILIES, Checkpoint
+from mmserve.errors import ConfigError
+from mmserve.prompt.layout import Layout
+from mmserve.prompt.positions import mrope_positions
+from vision.geometry import QwenGeometry
+from vision.tiles import SquareGeometry, anyres_geometry, square_geometry
+
+
+def qwen_vl(checkpoint: Checkpoint) -> Layout:
+    """Dynamic resolution, one run of rows between the template's own start and end tokens, positions on three axes."""
+    geometry = QwenGeometry.from_configs(checkpoint.vision_config, checkpoint.processor)
+    positions = partial(mrope_positions, merge_size=geometry.merge_size)
+    return Layout(geometry, checkpoint.require_image_token(), positions=positions)
+
+
+def llava(checkpoint: Checkpoint) -> Layout:
+    """One square a picture."""
+    geometry = square_geometry(checkpoint.config, checkpoint.processor)
+    return Layout(geometry, checkpoint.require_image_token(), opens=True)
+
+
+def llava_next(checkpoint: Checkpoint) -> Layout:
+    """Tiles, whose lines end with rows that are learned newlines."""
+    geometry = anyres_geometry(checkpoint.config, checkpoint.processor)
+    return Layout(geometry, checkpoint.require_image_token(), opens=True)
+
+
+def llava_onevision(checkpoint: Checkpoint) -> Layout:
+    """As LLaVA-NeXT's for a picture alone; one square and a newline for pictures among others."""
+    geometry = anyres_geometry(checkpoint.config, checkpoint.processor)
+    among_others = SquareGeometry(geometry.side, extra=1, padded=True)
+    return Layout(geometry, checkpoint.require_image_token(), among_others=among_others, opens=True)
+
+
+def text_only(_: Checkpoint) -> Layout:
+    """No pictures."""
+    return Layout()
+
+
+LAYOUTS: Mapping[str, Callable[[Checkpoint], Layout]] = {
+    "qwen2_vl": qwen_vl,
+    "llava": llava,
+    "llava_next": llava_next,
+    "llava_onevision": llava_onevision,
+    **dict.fromkeys(sorted(TEXT_FAMILIES), text_only),
+}
+
+
+def layout_for(checkpoint: Checkpoint) -> Layout:
+    """The layout of a checkpoint's family. Raises ``ConfigError`` and ``CheckpointError``."""
+    layout = LAYOUTS.get(checkpoint.family)
+    if layout is None:
+        raise ConfigError(f"no prompt layout is known for the model family {checkpoint.family!r}")
+    return layout(checkpoint)
