@@ -197,7 +197,9 @@ class Request:
 class Usage:
     """Token counts of one request. ``cached_tokens`` is the part of the prompt that was not computed again.
 
-    ``cached_pictures`` counts the prompt's pictures whose embedding rows were not computed for this request.
+    ``cached_pictures`` counts the prompt's pictures whose embedding rows were not computed for this request. The prompt
+    begins with ``system_tokens`` of a system prompt (the template's own where it has one), and ``cached_system_tokens``
+    of these were not computed again.
     """
 
     prompt_tokens: int
@@ -205,6 +207,8 @@ class Usage:
     cached_tokens: int
     image_tokens: int
     cached_pictures: int = 0
+    system_tokens: int = 0
+    cached_system_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

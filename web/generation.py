@@ -161,6 +161,8 @@ def usage_json(usages: Iterable[Usage | None]) -> dict[str, Any]:
             "cached_tokens": known[0].cached_tokens,
             "image_tokens": known[0].image_tokens,
             "cached_images": known[0].cached_pictures,
+            "system_tokens": known[0].system_tokens,
+            "cached_system_tokens": known[0].cached_system_tokens,
         },
     }
 

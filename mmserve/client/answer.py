@@ -172,6 +172,8 @@ def usage_from(wire: Mapping[str, Any]) -> Usage:
         cached_tokens=details.get("cached_tokens") or 0,
         image_tokens=details.get("image_tokens") or 0,
         cached_pictures=details.get("cached_images") or 0,
+        system_tokens=details.get("system_tokens") or 0,
+        cached_system_tokens=details.get("cached_system_tokens") or 0,
     )
 
 

@@ -108,10 +108,13 @@ def describe(table: TokenTable, token: int, logprobs: RowLogprobs) -> TokenLogpr
 
 
 def usage_of(seq: RequestState) -> Usage:
+    prompt, cached = seq.request.prompt, seq.cached_tokens or 0
     return Usage(
         prompt_tokens=seq.prompt_length,
         completion_tokens=len(seq.outputs),
-        cached_tokens=seq.cached_tokens or 0,
-        image_tokens=seq.request.prompt.picture_tokens,
+        cached_tokens=cached,
+        image_tokens=prompt.picture_tokens,
         cached_pictures=seq.cached_pictures,
+        system_tokens=prompt.system_tokens,
+        cached_system_tokens=min(cached, prompt.system_tokens),
     )

@@ -19,7 +19,13 @@ USAGE = {
     "prompt_tokens": 90,
     "completion_tokens": 3,
     "total_tokens": 93,
-    "prompt_tokens_details": {"cached_tokens": 80, "image_tokens": 64, "cached_images": 1},
+    "prompt_tokens_details": {
+        "cached_tokens": 80,
+        "image_tokens": 64,
+        "cached_images": 1,
+        "system_tokens": 9,
+        "cached_system_tokens": 9,
+    },
 }
 ENDING = {
     "finish_reason": "stop",

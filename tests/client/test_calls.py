@@ -56,7 +56,7 @@ class TestAsk:
         assert answer == Answer(
             text="A cat.",
             finish_reason="stop",
-            usage=Usage(90, 3, 80, 64, 1),
+            usage=Usage(90, 3, 80, 64, 1, 9, 9),
             model="pocket-vl",
             id="vqa-1",
             created=1700000000,
@@ -353,7 +353,7 @@ class TestChat:
             ],
         }
         assert (answer.text, answer.finish_reason, answer.id) == ("A cat.", "stop", "chatcmpl-1")
-        assert answer.usage == Usage(90, 3, 80, 64, 1)
+        assert answer.usage == Usage(90, 3, 80, 64, 1, 9, 9)
         assert answer.timing is None
 
     def test_usage_of_other_servers_lacks_our_details(self, kind: str) -> None:

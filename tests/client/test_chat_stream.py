@@ -76,7 +76,7 @@ class TestStreamChat:
             "pocket-vl",
             HEAD["id"],
         )
-        assert answer.usage == Usage(90, 3, 80, 64, 1)
+        assert answer.usage == Usage(90, 3, 80, 64, 1, 9, 9)
         assert answer.constraint is None
         body = json.loads(seen[0].content)
         url = f"data:image/jpeg;base64,{base64.b64encode(JPEG).decode()}"

@@ -62,7 +62,13 @@ async def test_completion(client: httpx.AsyncClient, engine: FakeEngine) -> None
             "prompt_tokens": ROWS + 3,
             "completion_tokens": 3,
             "total_tokens": ROWS + 6,
-            "prompt_tokens_details": {"cached_tokens": 2, "image_tokens": ROWS, "cached_images": 1},
+            "prompt_tokens_details": {
+                "cached_tokens": 2,
+                "image_tokens": ROWS,
+                "cached_images": 1,
+                "system_tokens": 0,
+                "cached_system_tokens": 0,
+            },
         },
     }
 

@@ -70,9 +70,21 @@ def test_a_known_picture_is_not_looked_at_again_whatever_it_is_called(
         details = usage["prompt_tokens_details"]
         assert details["cached_tokens"] >= details["image_tokens"] > 0
         assert details["cached_images"] == 1
+        assert details["cached_system_tokens"] == details["system_tokens"] > 0
     after = counts(engine)
     assert after["pictures_decoded"] == before["pictures_decoded"]
     assert after["pictures_encoded"] == before["pictures_encoded"]
+
+
+def test_a_system_prompt_is_known_by_its_words_and_before_any_picture(server: httpx.Client) -> None:
+    fresh = ask(server, RED, system="Answer in one word.", cache_salt="told").json()["usage"]
+    other_picture = ask(server, BLUE, system="Answer in one word.", cache_salt="told").json()["usage"]
+    other_words = ask(server, RED, system="Answer in two words.", cache_salt="told").json()["usage"]
+    told = [usage["prompt_tokens_details"] for usage in (fresh, other_picture, other_words)]
+    assert [each["cached_images"] for each in told] == [0, 0, 1]
+    assert told[0]["cached_system_tokens"] == 0
+    assert told[1]["cached_system_tokens"] == told[1]["system_tokens"] == told[0]["system_tokens"] > 0
+    assert told[2]["cached_system_tokens"] < told[2]["system_tokens"]
 
 
 def test_stream_and_whole_answer_are_the_same_text(server: httpx.Client) -> None:

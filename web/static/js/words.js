@@ -130,6 +130,7 @@ export const words = {
   picturesCached: ["pictures: cached", "图片：全部已缓存"],
   picturesPartly: ["pictures: {cached} of {pictures} cached", "图片：{pictures} 张中 {cached} 张已缓存"],
   systemCached: ["system prompt: cached", "系统提示：已缓存"],
+  systemNew: ["system prompt: new", "系统提示：新"],
   cutOff: ["cut off at the length limit", "因长度限制被截断"],
   stopped: ["stopped", "已停止"],
   stoppedEarly: ["Stopped before the answer began.", "回答开始前已停止。"],
