@@ -51,7 +51,8 @@ class Picture:
     """One picture of a prompt, encoded as it was uploaded.
 
     ``content`` is its identity in every cache; ``rows`` is the number of embedding rows (and of
-    placeholder tokens) that ``grid`` gives.
+    placeholder tokens) that ``grid`` gives. ``resized`` is the width and height in pixels at which the model sees it as
+    a whole; ``None`` where it does not.
     """
 
     data: bytes = field(repr=False)
@@ -59,6 +60,7 @@ class Picture:
     content: ContentHash
     grid: Grid
     rows: int
+    resized: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,8 @@ class SamplingParams:
     mean "no limit" (the context length still holds). ``seed=None`` lets the engine draw one.
     Log-probabilities are of the model's own distribution, before penalties and temperature;
     ``logprobs=None`` is off, ``0`` only the chosen token, ``n`` also the ``n`` best.
+    With ``skip_special_tokens=False`` the text has special tokens by their names, but for the one that ends the answer:
+    Qwen-VL writes boxes between ``<|box_start|>`` and ``<|box_end|>``.
     """
 
     max_tokens: int | None = None
@@ -137,6 +141,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
         for name, low, high in _SAMPLING_RANGES:

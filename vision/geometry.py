@@ -25,6 +25,10 @@ class Geometry(Protocol):
     def rows(self, grid: Grid) -> int:
         """The number of embedding rows, and so of placeholder tokens, that a grid gives."""
 
+    def resized(self, grid: Grid) -> tuple[int, int] | None:
+        """Width and height in pixels of the whole picture as the model sees it, in which some models say where things
+        are; ``None`` where it sees tiles or a crop."""
+
 
 @dataclass(frozen=True, slots=True)
 class QwenGeometry:
@@ -91,6 +95,9 @@ class QwenGeometry:
 
     def rows(self, grid: Grid) -> int:
         return grid.t * grid.h * grid.w // self.merge_size**2
+
+    def resized(self, grid: Grid) -> tuple[int, int]:
+        return grid.w * self.patch_size, grid.h * self.patch_size
 
 
 def geometry_for(family: str, vision_config: Mapping[str, Any], processor: Mapping[str, Any]) -> Geometry:

@@ -19,4 +19,5 @@ def read_picture(
     """
     header = probe(data, limits)
     grid = geometry.grid(header.width, header.height)
-    return Picture(data, header, content_hash(data, fingerprint, cache_salt), grid, geometry.rows(grid))
+    content = content_hash(data, fingerprint, cache_salt)
+    return Picture(data, header, content, grid, geometry.rows(grid), geometry.resized(grid))

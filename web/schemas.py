@@ -40,6 +40,9 @@ class SamplingFields(BaseModel):
     stop: Texts | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = Field(
+        None, description="false leaves special tokens in the text, such as those that Qwen-VL puts around a box."
+    )
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
 

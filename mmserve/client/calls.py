@@ -24,7 +24,8 @@ class Options(TypedDict, total=False):
     """What may be said about how an answer is made; the server's defaults hold for what is left out or None.
 
     ``temperature=0`` is greedy. ``logprobs`` asks for the log-probability of each token and ``top_logprobs`` for
-    that many alternatives. Requests of different ``cache_salt`` share nothing in the caches.
+    that many alternatives. ``skip_special_tokens=False`` leaves in the text what Qwen-VL puts around a box. Requests of
+    different ``cache_salt`` share nothing in the caches.
     """
 
     max_tokens: int | None
@@ -39,6 +40,7 @@ class Options(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str] | None
     ignore_eos: bool | None
+    skip_special_tokens: bool | None
     logprobs: bool | None
     top_logprobs: int | None
     cache_salt: str | None

@@ -18,7 +18,7 @@ class OutputStream:
         self._seq = seq
         self._params = seq.request.sampling
         self._table = table
-        self._detokenizer = Detokenizer(table)
+        self._detokenizer = Detokenizer(table, special=not self._params.skip_special_tokens)
         self._stop = StopChecker(self._params.stop)
         self._eos_ids = eos_ids
         self._forced: tuple[int, ...] = ()

@@ -31,7 +31,7 @@ ENDING = {
     "finish_reason": "stop",
     "usage": USAGE,
     "timing": {"time_to_first_token": 0.25, "total": 0.5},
-    "images": [{"width": 640, "height": 480, "tokens": 64}],
+    "images": [{"width": 640, "height": 480, "tokens": 64, "resized": [644, 476]}],
 }
 VQA = {"id": "vqa-1", "object": "vqa.answer", "created": 1700000000, "model": "pocket-vl", "answer": "A cat.", **ENDING}
 CHAT = {

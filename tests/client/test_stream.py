@@ -60,7 +60,7 @@ class TestWhole:
         assert answer.created == 1700000000
         assert answer.usage == Usage(90, 3, 80, 64, 1, 9, 9)
         assert answer.timing == Timing(0.25, 0.5)
-        assert answer.pictures == (PictureInfo(640, 480, 64),)
+        assert answer.pictures == (PictureInfo(640, 480, 64, (644, 476)),)
         assert answer.logprobs is None
 
     def test_a_byte_at_a_time(self, kind: str) -> None:

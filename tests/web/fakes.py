@@ -129,7 +129,8 @@ def _picture(part: ImagePart, where: str = "image") -> Picture:
         raise UnsupportedPicture("this file is not a picture that can be read; send a PNG", param=where)
     width, height = (int.from_bytes(part.data[at : at + 4], "big") for at in (16, 20))
     content = ContentHash(hashlib.sha256(part.data).digest())
-    return Picture(part.data, ImageHeader("PNG", width, height), content, Grid(1, 4, 4), ROWS)
+    # The fake model sees pictures at twice their size.
+    return Picture(part.data, ImageHeader("PNG", width, height), content, Grid(1, 4, 4), ROWS, (2 * width, 2 * height))
 
 
 CONTEXT = 512

@@ -65,7 +65,7 @@ async def test_answer_in_json(client: httpx.AsyncClient, engine: FakeEngine) -> 
                 "cached_system_tokens": 0,
             },
         },
-        "images": [{"width": 8, "height": 6, "tokens": ROWS}],
+        "images": [{"width": 8, "height": 6, "tokens": ROWS, "resized": [16, 12]}],
         "constraint": None,
         "parsed": None,
     }
@@ -86,8 +86,8 @@ async def test_message_is_system_then_pictures_in_order_then_question(
         ]
     ]
     assert response.json()["images"] == [
-        {"width": 8, "height": 6, "tokens": ROWS},
-        {"width": 4, "height": 2, "tokens": ROWS},
+        {"width": 8, "height": 6, "tokens": ROWS, "resized": [16, 12]},
+        {"width": 4, "height": 2, "tokens": ROWS, "resized": [8, 4]},
     ]
 
 
@@ -120,6 +120,7 @@ async def test_every_sampling_field_arrives(
         "stop": ["\n", "END"],
         "stop_token_ids": ["3", "4"],
         "ignore_eos": "true",
+        "skip_special_tokens": "false",
         "logprobs": "true",
         "top_logprobs": "3",
         "cache_salt": "tenant",
@@ -142,6 +143,7 @@ async def test_every_sampling_field_arrives(
         stop=("\n", "END"),
         stop_token_ids=(3, 4),
         ignore_eos=True,
+        skip_special_tokens=False,
         logprobs=3,
     )
     assert engine.requests[0].cache_salt == "tenant"
@@ -186,7 +188,7 @@ async def test_stream(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     assert last["finish_reason"] == "stop"
     assert last["usage"]["total_tokens"] == ROWS + 6
     assert set(last["timing"]) == {"time_to_first_token", "total"}
-    assert last["images"] == [{"width": 8, "height": 6, "tokens": ROWS}]
+    assert last["images"] == [{"width": 8, "height": 6, "tokens": ROWS, "resized": [16, 12]}]
     assert not engine.aborted
 
 

@@ -61,10 +61,13 @@ def test_a_known_picture_is_not_looked_at_again_whatever_it_is_called(
 ) -> None:
     first = ask(server, RED, cache_salt="known").json()
     assert first["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
-    assert first["images"] == [{"width": 100, "height": 80, "tokens": first["images"][0]["tokens"]}]
+    [image] = first["images"]
+    assert (image["width"], image["height"]) == (100, 80)
+    assert image["tokens"] == image["resized"][0] * image["resized"][1] // 28**2
     before = counts(engine)
     again = ask(server, RED, name="other.png", cache_salt="known").json()
     as_uri = server.post("/v1/chat/completions", json=chat_body(RED, ignore_eos=True, cache_salt="known")).json()
+    assert again["images"] == as_uri["images"] == [image]
     assert again["answer"] == first["answer"] == as_uri["choices"][0]["message"]["content"]
     for usage in (again["usage"], as_uri["usage"]):
         details = usage["prompt_tokens_details"]

@@ -20,7 +20,7 @@ from mmserve.template import DEFAULT_CAPTION_PROMPT, Template, file_values
 from mmserve.types import ImagePart, Message, Prompt, SamplingParams, TextPart
 from web.constraints import Wanted, constraint_of, from_form, naming, verdict_on, vqa_answer
 from web.errors import error_body, explain, internal_error
-from web.generation import Stopwatch, Tally, collect, logprobs_json, make_requests, offload, usage_json
+from web.generation import Stopwatch, Tally, collect, image_json, logprobs_json, make_requests, offload, usage_json
 from web.middleware import request_id
 from web.schemas import SamplingFields, WordFields, request_schema
 from web.service import Service
@@ -214,7 +214,7 @@ class _Run:
             "caption": tally.text.strip(),
             "finish_reason": tally.finish_reason,
             "model": self._batch.model,
-            "image": {"width": picture.header.width, "height": picture.header.height, "tokens": picture.rows},
+            "image": image_json(picture),
             "usage": usage_json([tally.usage]),
             "copy_of": None,
         }
