@@ -89,7 +89,7 @@ async function* events(body) {
   }
 }
 
-// Asks and yields {text}, then {finish, report} and {usage}. Throws ServerError with the server's own words.
+// Asks and yields {text}, then {finish, report} and {usage, images}. Throws ServerError with the server's own words.
 export async function* chat(messages, extra, signal) {
   const asked = { messages, stream: true, stream_options: { include_usage: true }, ...extra };
   const response = await postJSON("/v1/chat/completions", asked, signal);
@@ -104,7 +104,7 @@ export async function* chat(messages, extra, signal) {
     const choice = chunk.choices[0];
     if (choice?.delta.content) yield { text: choice.delta.content };
     if (choice?.finish_reason) yield { finish: choice.finish_reason, report: reported(choice, chunk.constraint) };
-    if (chunk.usage) yield { usage: chunk.usage };
+    if (chunk.usage) yield { usage: chunk.usage, images: chunk.images };
   }
   if (!complete) throw new ServerError(t("broke"));
 }

@@ -90,14 +90,17 @@ export class Conversation {
 
   async #write(turn, messages, watch, entry, signal) {
     const rest = { more: {} };
-    for await (const event of chat(messages, format(turn.shape), signal)) {
+    for await (const event of chat(messages, { ...format(turn.shape), skip_special_tokens: false }, signal)) {
       if (event.text) {
         watch.token();
         turn.answer.text += event.text;
         entry.write(turn.answer.text);
       }
-      if (event.finish) Object.assign(rest, { finish: event.finish, more: { report: event.report } });
-      if (event.usage) rest.usage = event.usage;
+      if (event.finish) Object.assign(rest, { finish: event.finish, more: { ...rest.more, report: event.report } });
+      if (event.usage) {
+        rest.usage = event.usage;
+        rest.more.resized = event.images?.at(-1)?.resized ?? null;
+      }
     }
     return rest;
   }
