@@ -104,7 +104,7 @@ def captions_router(service: Service) -> APIRouter:
         """Captions many pictures; the answer has a line of JSON for each, in the order in which they are ready."""
         if not service.engine.ready:
             raise EngineUnavailable("the model is not ready; try again in a moment")
-        form = await read_form(request, rules, service.limits, service.upload_idle_seconds)
+        form = await read_form(request, rules, service.shelf, service.upload_idle_seconds)
         response = await start_stream(request, await _lines_of(service, form, f"cap-{request_id(request)}"))
         response.headers["Content-Type"] = "application/x-ndjson"
         return response

@@ -88,7 +88,7 @@ def _prepare(service: Service, body: bytes) -> tuple[ChatRequest, SamplingParams
     service.find_model(asked.model)
     wanted = asked.wanted()
     sampling = asked.sampling(service.sampling)
-    messages = chat_messages(asked, service.limits)
+    messages = chat_messages(asked, service.shelf)
     text = ""
     if asked.continue_final_message:
         messages, text = open_turn(messages)

@@ -45,7 +45,7 @@ def vqa_router(service: Service) -> APIRouter:
         """Answers a question about one or several pictures."""
         if not service.engine.ready:
             raise EngineUnavailable("the model is not ready; try again in a moment")
-        form = await read_form(request, _RULES, service.limits, service.upload_idle_seconds)
+        form = await read_form(request, _RULES, service.shelf, service.upload_idle_seconds)
         with _fields_of_the_form():
             return await _answer(service, request, form)
 
