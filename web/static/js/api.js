@@ -4,9 +4,10 @@ import { isKnown, language, t } from "./i18n.js";
 import { apiKey, askForKey } from "./key.js";
 
 export class ServerError extends Error {
-  // retryAfter is in seconds; null where asking again at once is no use.
-  constructor(message, { code = "", param = null, status = 0, retryAfter = null } = {}) {
+  // retryAfter is in seconds; null where asking again at once is no use. locked: without the right key.
+  constructor(message, { code = "", param = null, status = 0, retryAfter = null, locked = false } = {}) {
     super(message);
+    this.locked = locked;
     this.code = code;
     this.param = param;
     this.status = status;
@@ -29,7 +30,7 @@ async function call(path, init = {}, quiet = false) {
     if (response.ok) return response;
     const locked = response.status === 401 || response.status === 403;
     if (locked && !quiet && (await askForKey(key))) continue;
-    throw locked ? new ServerError(t("locked"), { status: response.status }) : await refusal(response);
+    throw locked ? new ServerError(t("locked"), { status: response.status, locked }) : await refusal(response);
   }
 }
 
@@ -66,6 +67,14 @@ export const modelCard = (name) => getJSON(`/v1/models/${encodeURIComponent(name
 export const examples = () => getJSON("/examples/examples.json");
 export const flushCache = async () => (await call("/flush_cache", { method: "POST" })).json();
 export const vqa = async (form, signal) => (await call("/v1/vqa", { method: "POST", body: form, signal })).json();
+
+// The id under which the server keeps a picture for a while.
+export async function keepPicture(file, name, signal) {
+  const body = new FormData();
+  body.append("image", file, name);
+  const { data } = await (await call("/v1/pictures", { method: "POST", body, signal })).json();
+  return data[0].id;
+}
 
 const postJSON = (path, body, signal) =>
   call(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });

@@ -213,6 +213,7 @@ export const words = {
   code_unsupported_image: ["This file is not a picture that can be read: choose another.", "无法读取此图片，请换一张"],
   code_corrupt_image: ["This picture is damaged: choose another.", "图片已损坏，请换一张"],
   code_image_too_large: ["The picture is too large: make it smaller.", "图片太大，请先缩小"],
+  code_image_not_kept: ["The server no longer has this picture: ask again.", "服务器已不再保存此图片，请重新提问"],
   code_too_many_images: ["Too many pictures: remove some.", "图片太多，请移除几张"],
   code_invalid_constraint: ["The wanted answer is not well described: check its fields.", "回答格式有误，请检查字段"],
   code_unsupported_constraint: ["This shape of answer cannot be enforced: make it simpler.", "无法强制此回答格式，请简化"],
