@@ -20,8 +20,7 @@ export function captionForm(home) {
   const include = el("input", { maxLength: 2000 });
   const start = el("input", { maxLength: 1000 });
   const words = el("input", { type: "number", min: 1, max: 1000 });
-  // Browsers hold at most six connections to a server.
-  const width = el("input", { type: "number", min: 1, max: 6, required: true, value: 4 });
+  const width = el("input", { type: "number", min: 1, max: 64, required: true, value: 32 });
   const files = el("input", { type: "file", accept: "image/*", multiple: true, className: "unseen", id: "caption-files" });
   const pick = el("label", { className: "drop small", htmlFor: "caption-files" }, said("captionDrop", "span", { className: "drop-title" }), said("captionDropMore", "span", { className: "drop-more" }));
   const submit = el("button", { className: "send", "data-t": "captionStart", textContent: t("captionStart") });

@@ -171,6 +171,7 @@ export const words = {
   eta: ["about {left} left", "约剩 {left}"],
   failedCount: ["{failed} failed", "{failed} 张失败"],
   someFailed: ["Pictures that failed: {failed}. The reason is beside each; press Describe to try them again.", "{failed} 张图片失败，原因标在图片旁；点“开始描述”可重试。"],
+  batchEnded: ["{reason} What is left waits: press Describe to go on.", "{reason} 其余图片仍在等待，点“开始描述”可继续。"],
   picturesFirst: ["Add pictures first: drop them here, or choose files.", "请先添加图片：拖到这里，或选择文件。"],
   nothingToDo: ["Every picture has its caption. Press Again beside one to redo it.", "每张图片都已有描述。点图片旁的“重做”可重新生成。"],
   downloadZip: ["Download .txt files (zip)", "下载 .txt（zip）"],
