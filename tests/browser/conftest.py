@@ -47,16 +47,6 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-def prompts() -> FakePrompts:
-    return FakePrompts()
-
-
-@pytest.fixture
 def service(engine: FakeEngine, prompts: FakePrompts, tmp_path: Path) -> Service:
     """A service with two example pictures."""
     (tmp_path / "red.png").write_bytes(png(64, 64, "firebrick"))
