@@ -140,6 +140,50 @@ def test_dropped_pictures_go_to_the_tab_that_is_shown(tab: Page, prompts: FakePr
     assert prompts.built[0][0].parts[0] == ImagePart(BLUE)
 
 
+def test_a_folder_gives_its_pictures_and_their_places(tab: Page, prompts: FakePrompts, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    (tmp_path / "photos" / "cats" / "a.png").write_bytes(RED)
+    (tmp_path / "photos" / "b.png").write_bytes(BLUE)
+    (tmp_path / "photos" / "b.txt").write_text("old caption")
+    expect(tab.get_by_role("button", name="Add a folder")).to_be_visible()
+    tab.locator("#caption-folder").set_input_files(tmp_path / "photos")
+    expect(tab.get_by_role("listitem")).to_have_count(2)
+    expect(tab.get_by_role("alert")).to_be_hidden()
+    tab.get_by_label("What to ask about each picture").fill("{name} in {directory}?")
+    describe(tab)
+    expect(tab.get_by_text("2 of 2 described")).to_be_visible()
+    assert {messages[0].parts[1] for messages in prompts.built} == {TextPart("a in cats?"), TextPart("b in photos?")}
+    with zipfile.ZipFile(fetch(tab, "Download .txt files (zip)")) as archive:
+        assert sorted(archive.namelist()) == ["photos/b.txt", "photos/cats/a.txt"]
+
+
+DROP = """async () => {
+    const { droppedFiles, placeOf } = await import("/static/js/folders.js");
+    const make = (name, type) => new File(["x"], name, { type });
+    const leaf = (path, type) => ({
+        isFile: true, fullPath: path, file: (resolve) => resolve(make(path.split("/").pop(), type)),
+    });
+    const folder = (path, ...batches) => ({
+        isDirectory: true, fullPath: path,
+        createReader: () => ({ readEntries: (resolve) => resolve(batches.shift() ?? []) }),
+    });
+    const drop = async (...entries) => {
+        const items = entries.map((entry) => ({ webkitGetAsEntry: () => entry }));
+        return (await droppedFiles({ files: [make("plain.txt", "text/plain")], items })).map(placeOf);
+    };
+    const inner = folder("/p/q", [leaf("/p/q/c.png", "image/png")]);
+    const outer = folder("/p", [leaf("/p/a.png", "image/png"), leaf("/p/n.txt", "text/plain")], [inner]);
+    const note = leaf("/n.txt", "text/plain");
+    return [await drop(outer, note), await drop(note), await drop(null)];
+}"""
+
+
+def test_dropped_folders_are_walked_through(page: Page) -> None:
+    walked, plain, unknown = page.evaluate(DROP)
+    assert walked == ["p/a.png", "p/q/c.png", "n.txt"]
+    assert plain == unknown == ["plain.txt"]
+
+
 def test_two_hundred_pictures_and_typing_meanwhile(tab: Page, engine: FakeEngine) -> None:
     """The page answers all the time, and what is typed while it works is not lost."""
     lock = threading.Lock()

@@ -5,6 +5,7 @@ import { Pace, runBatch } from "./batch.js";
 import { captionForm, captionRow } from "./captionview.js";
 import { byId, download } from "./dom.js";
 import { toCSV, toJSONL, toZip } from "./exports.js";
+import { isPicture, placeOf } from "./folders.js";
 import { onLanguage, t } from "./i18n.js";
 import { pictureFault } from "./pictures.js";
 import { splitList } from "./schema.js";
@@ -21,7 +22,7 @@ export class Captions {
 
   constructor() {
     this.#view = captionForm(byId("panel-captions"));
-    const { form, stop, clear, files, downloads } = this.#view;
+    const { form, stop, clear, files, folder, downloads } = this.#view;
     form.onsubmit = (event) => {
       event.preventDefault();
       this.#start(this.#items.filter((item) => item.state !== "done"));
@@ -31,6 +32,10 @@ export class Captions {
     files.onchange = () => {
       this.add([...files.files]);
       files.value = "";
+    };
+    folder.onchange = () => {
+      this.add([...folder.files].filter(isPicture));
+      folder.value = "";
     };
     const make = { zip: toZip, jsonl: toJSONL, csv: toCSV };
     for (const [kind, pressed] of Object.entries(downloads)) pressed.onclick = () => download(`captions.${kind}`, make[kind](this.#captions()));
@@ -55,7 +60,7 @@ export class Captions {
         refused.push(fault);
         continue;
       }
-      const item = { file, name: file.webkitRelativePath || file.name, caption: "", state: "waiting", error: "" };
+      const item = { file, name: placeOf(file), caption: "", state: "waiting", error: "" };
       item.row = captionRow(item, {
         onEdit: (text) => this.#edited(item, text),
         onAgain: () => this.#start([item]),

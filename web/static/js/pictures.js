@@ -1,6 +1,7 @@
 // The pictures of the conversation: chosen, shown large, and listed as thumbnails.
 
 import { byId, el, newId } from "./dom.js";
+import { droppedFiles } from "./folders.js";
 import { onLanguage, t } from "./i18n.js";
 
 export class Tray {
@@ -194,6 +195,6 @@ export function watchInputs(add) {
     event.preventDefault();
     depth = 0;
     veil(0);
-    add([...event.dataTransfer.files]);
+    droppedFiles(event.dataTransfer).then(add, () => {}); // a folder that went away meanwhile
   });
 }

@@ -152,6 +152,7 @@ export const words = {
   captionIntro: ["Add pictures, say what you want, and take the captions away as files. Everything can be edited by hand.", "添加图片，说明要求，然后把描述下载为文件。每条都可以手动修改。"],
   captionDrop: ["Add pictures", "添加图片"],
   captionDropMore: ["drop them here, or choose files", "拖到这里，或选择文件"],
+  captionFolder: ["Add a folder", "添加文件夹"],
   captionPromptLabel: ["What to ask about each picture", "对每张图片的提问"],
   captionPrompt: ["Describe this picture in one sentence.", "用一句话描述这张图片。"],
   captionPromptHint: ["{name} stands for the file's name, {directory} for its folder's.", "{name} 代表文件名，{directory} 代表文件夹名。"],
