@@ -205,7 +205,7 @@ def test_two_hundred_pictures_and_typing_meanwhile(tab: Page, engine: FakeEngine
     expect(tab.get_by_text("pictures/s · about")).to_be_visible()
     tab.get_by_label("What to ask about each picture").press_sequentially(" Now.")
     expect(tab.get_by_text("200 of 200 described")).to_be_visible(timeout=30_000)
-    assert 6 < widest <= 12
+    assert 6 < widest <= 15  # a request of three is always there for when one ends
     expect(tab.get_by_label("What to ask about each picture")).to_have_value(
         "Describe this picture in one sentence. Now."
     )

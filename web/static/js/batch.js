@@ -1,7 +1,7 @@
 // Many pictures, in requests of several, some requests at a time.
 
 const MOST_TRIES = 6;
-const CONNECTIONS = 4; // browsers hold at most six to a server
+const CONNECTIONS = 4; // and one more, so that the next request is there when one ends; browsers hold six to a server
 const CHUNK_BYTES = 8 * 2 ** 20; // a request is worked on when all of it is there
 
 // Works on `items` ({file}), `width` at once. work(chunk) yields {index, value} or {index, error} for each of its items;
@@ -13,6 +13,7 @@ export async function runBatch(items, { width, work, wanted, onStart, onResult, 
   const todo = items.map((item) => ({ item, tries: 0, alone: false }));
   const connections = Math.min(CONNECTIONS, width, items.length);
   const most = Math.ceil(Math.min(width, items.length) / connections);
+  const spare = width > CONNECTIONS ? 1 : 0;
   let fatal = null;
   const worker = async () => {
     while (todo.length && !signal.aborted && !fatal) {
@@ -49,7 +50,7 @@ export async function runBatch(items, { width, work, wanted, onStart, onResult, 
       if (failure?.retryAfter != null && !fatal) await pause(failure.retryAfter * 1000 * (0.5 + Math.random()), signal);
     }
   };
-  await Promise.all(Array.from({ length: connections }, worker));
+  await Promise.all(Array.from({ length: connections + spare }, worker));
   if (fatal && !signal.aborted) throw fatal;
 }
 

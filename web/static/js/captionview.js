@@ -41,8 +41,10 @@ export function captionForm(home) {
   );
   home.append(
     said("captionTitle", "h2"), said("captionIntro", "p", { className: "hint" }),
-    el("div", { className: "chooser" }, files, pick, folder, pickFolder), form, notice, bar, line,
-    el("div", { className: "row" }, ...Object.values(downloads)), list,
+    el("div", { className: "captioning" },
+      el("div", {}, el("div", { className: "chooser" }, files, pick, folder, pickFolder), form),
+      el("div", {}, notice, bar, line, el("div", { className: "row" }, ...Object.values(downloads)), list),
+    ),
   );
   const values = () => ({ prompt: prompt.value, include: include.value, start: start.value, words: words.value, width: Number(width.value) });
   return { form, start: submit, stop, clear, files, folder, downloads, notice, bar, line, list, values };

@@ -4,6 +4,8 @@ import { byId, el, newId } from "./dom.js";
 import { droppedFiles } from "./folders.js";
 import { onLanguage, t } from "./i18n.js";
 
+const MOST_BLOWN_UP = 4; // a tiny picture is shown larger, and not as a few large squares
+
 export class Tray {
   #pictures = [];
   #shown = null;
@@ -114,8 +116,10 @@ export class Tray {
     image.hidden = false;
     byId("no-preview").hidden = true;
     caption.textContent = picture.name;
+    image.style.maxWidth = "";
     image.onload = () => {
       caption.textContent = `${picture.name} · ${image.naturalWidth} × ${image.naturalHeight}`;
+      image.style.maxWidth = `min(100%, ${MOST_BLOWN_UP * image.naturalWidth}px)`;
     };
     image.onerror = () => {
       image.hidden = true;
