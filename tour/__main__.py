@@ -11,7 +11,7 @@ from playwright.sync_api import sync_playwright
 
 from tour.commands import ROOT, Terminal, TourError
 from tour.script import Console, Part, Program, Shot, parse, render
-from tour.shots import EXAMPLES, boxed, chromium, take
+from tour.shots import EXAMPLES, boxed, check_fonts, chromium, take
 
 SOURCE = Path(__file__).with_name("source.md")
 TOUR = ROOT / "docs" / "tour.md"
@@ -49,6 +49,7 @@ def main() -> int:
         root = Path(place)
         shots = root / "shots"
         try:
+            check_fonts()
             text = make(parts(), root / "tour", shots)
         except TourError as error:
             print(f"the tour ends here: {error}", file=sys.stderr)

@@ -51,14 +51,17 @@ def boxed() -> int | None:
 
 
 def chromium() -> str:
-    """The browser to start: the one that CHROMIUM names, or the system's. Raises ``TourError`` where it is missing, or
-    a font for Chinese."""
+    """The browser to start: the one that CHROMIUM names, or the system's. Raises ``TourError``."""
     found = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if not found:
         raise TourError("the tour needs Chromium: install it, or set CHROMIUM to its path")
+    return found
+
+
+def check_fonts() -> None:
+    """Raises ``TourError`` where there is no font for Chinese."""
     if not subprocess.run(["fc-list", ":lang=zh"], capture_output=True, check=True).stdout:
         raise TourError("the tour needs a font for Chinese: install one, Debian's fonts-droid-fallback for example")
-    return found
 
 
 def take(browser: Browser, url: str, name: str, pictures: Path, out: Path) -> None:

@@ -71,6 +71,7 @@ def test_pictures_are_described_edited_and_taken_away(tab: Page, engine: FakeEng
 
 def test_nothing_to_take_away_before_there_is_a_caption(tab: Page) -> None:
     expect(tab.get_by_text("{name} stands for the file's name, {directory} for its folder's.")).to_be_visible()
+    expect(tab.get_by_text("The captions come here, as they are ready.")).to_be_visible()
     for name in ("Download .txt files (zip)", "Download JSONL", "Download CSV", "Remove all"):
         expect(tab.get_by_role("button", name=name)).to_be_disabled()
     describe(tab)

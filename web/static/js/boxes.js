@@ -107,7 +107,7 @@ export function boxFigure(url, size, boxes, description) {
 function mark({ label, shade, x, y, width, height }, unit) {
   const frame = svg("rect", { x, y, width, height, "stroke-width": unit * 0.7, class: `box shade-${shade}` });
   if (!label) return [frame];
-  const size = 5 * unit;
+  const size = 4.2 * unit;
   const above = y >= size * 1.2 ? y - size * 0.3 : y + size;
   const text = svg("text", { x: x + unit / 2, y: above, "font-size": size, "stroke-width": unit, class: `box-label shade-${shade}` });
   text.textContent = label;

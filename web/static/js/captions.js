@@ -165,7 +165,7 @@ export class Captions {
     const total = this.#items.length;
     const done = this.#items.filter((item) => item.state === "done").length;
     const failed = this.#items.filter((item) => item.state === "failed").length;
-    const parts = total ? [t("progress", { done, total })] : [];
+    const parts = [t(total ? "progress" : "captionsLater", { done, total })];
     const pace = this.#running && this.#pace.at(total - done - failed);
     if (pace) parts.push(t("pace", { rate: pace.rate.toFixed(1) }), t("eta", { left: clock(pace.left) }));
     if (failed) parts.push(t("failedCount", { failed }));

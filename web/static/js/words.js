@@ -153,6 +153,7 @@ export const words = {
   captionDrop: ["Add pictures", "添加图片"],
   captionDropMore: ["drop them here, or choose files", "拖到这里，或选择文件"],
   captionFolder: ["Add a folder", "添加文件夹"],
+  captionsLater: ["The captions come here, as they are ready.", "完成的描述会显示在这里。"],
   captionPromptLabel: ["What to ask about each picture", "对每张图片的提问"],
   captionPrompt: ["Describe this picture in one sentence.", "用一句话描述这张图片。"],
   captionPromptHint: ["{name} stands for the file's name, {directory} for its folder's.", "{name} 代表文件名，{directory} 代表文件夹名。"],
