@@ -23,7 +23,7 @@ export function captionForm(home) {
   const width = el("input", { type: "number", min: 1, max: 64, required: true, value: 32 });
   const files = el("input", { type: "file", accept: "image/*", multiple: true, className: "unseen", id: "caption-files" });
   const pick = el("label", { className: "drop small", htmlFor: "caption-files" }, said("captionDrop", "span", { className: "drop-title" }), said("captionDropMore", "span", { className: "drop-more" }));
-  const folder = el("input", { type: "file", webkitdirectory: true, className: "unseen", id: "caption-folder", tabIndex: -1, ariaHidden: "true" });
+  const folder = el("input", { type: "file", webkitdirectory: true, hidden: true, id: "caption-folder" });
   const pickFolder = button(t("captionFolder"), () => folder.click(), { className: "quiet folder", "data-t": "captionFolder" });
   const submit = el("button", { className: "send", "data-t": "captionStart", textContent: t("captionStart") });
   const act = (key, properties = {}) => button(t(key), null, { "data-t": key, className: "quiet", ...properties });
