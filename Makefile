@@ -3,6 +3,7 @@
 # make proof       the full-size proofs; writes their figures to docs/proofs
 # make outside     SGLang's own frontend, in an environment of its own, against our server
 # make bench       the benchmarks
+# make tour        run docs/tour.md's commands anew and take its pictures of the page
 # make lock        renew constraints.txt from this environment
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Without this OpenMP's threads spin at barriers, and tests that share the cores with a browser or a server crawl.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint unit proof outside bench lock chromium clean
+.PHONY: demo test lint unit proof outside bench tour lock chromium clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/mmserve demo $(if $(ONCE),--once)
@@ -41,6 +42,7 @@ proof: $(VENV)/.ready-dev
 	$(BIN)/pytest -m proof -q -s --no-header tests/grammar | tee docs/proofs/grammar.txt
 	$(BIN)/python -m bench.constrained | tee docs/proofs/constrained-speed.txt
 	$(BIN)/python -m bench.caption | tee docs/proofs/captions.txt
+	$(BIN)/python -m bench.page | tee docs/proofs/page.txt
 	$(BIN)/python -m bench.radix --plot docs/proofs/radix.png | tee docs/proofs/radix.txt
 	$(BIN)/python -m bench.hit_rate | tee docs/proofs/hit-rate.txt
 	$(BIN)/python -m bench.second_tier | tee docs/proofs/second-tier.txt
@@ -62,6 +64,12 @@ bench: $(VENV)/.ready-dev
 	$(BIN)/python -m bench.easy_vqa --questions 1000
 	$(BIN)/python -m bench.hit_rate
 	$(BIN)/python -m bench.second_tier
+
+tour: $(VENV)/.ready-dev chromium
+	@test -n "$$(fc-list :lang=zh)" || \
+	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends fonts-droid-fallback >/dev/null; } || \
+	  { echo "the tour's pictures need a font for Chinese: install one" >&2; exit 1; }
+	$(BIN)/python -m tour
 
 # The page is tested in Debian's Chromium; elsewhere, install Chromium or Chrome yourself and set CHROMIUM to its path.
 chromium:

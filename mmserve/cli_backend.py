@@ -61,6 +61,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-pictures", type=int, default=limits.max_pictures, help="per request (%(default)s)")
     group.add_argument("--max-captions", type=int, default=limits.max_captions, help="per request (%(default)s)")
     group.add_argument("--max-picture-bytes", type=int, default=limits.max_picture_bytes, help="default: %(default)s")
+    group.add_argument("--max-kept-bytes", type=int, default=limits.max_kept_bytes, help="sent once (%(default)s)")
     group.add_argument("--max-picture-pixels", type=int, default=limits.max_picture_pixels, help="default: %(default)s")
 
 
@@ -107,6 +108,7 @@ async def local_service(arguments: argparse.Namespace) -> AsyncIterator[Service]
         max_pictures=arguments.max_pictures,
         max_captions=arguments.max_captions,
         max_queue=arguments.max_queue,
+        max_kept_bytes=arguments.max_kept_bytes,
     )
     # Imported here: they bring torch, which the commands that only talk to a server never need.
     from mmserve.engine.build import build_engine

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mmserve.cli_backend import add_backend, listening, local_service
-from mmserve.client import Client, Options, PictureFile
+from mmserve.client import Client, Options, PictureHandle
 from mmserve.errors import ConfigError, EngineUnavailable, MMServeError
 
 HELP = """/image FILE…  show one or several pictures with the next question
@@ -75,7 +75,7 @@ class Chat:
         self._options = options
         self._start: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
         self._messages = list(self._start)
-        self._pictures: list[PictureFile] = []
+        self._pictures: list[PictureHandle] = []
         self._out = out
         self._notes = notes
 

@@ -11,7 +11,8 @@ MIB = 1024 * 1024
 class Limits:
     """What a single request may bring. Sizes in bytes, lengths in tokens.
 
-    ``max_captions`` is for requests whose pictures are captioned one by one.
+    ``max_captions`` is for requests whose pictures are captioned one by one. Pictures that callers send once and name
+    afterwards have ``max_kept_bytes`` together, and each is kept for ``kept_seconds`` after its last use.
     """
 
     max_picture_bytes: int = 20 * MIB
@@ -20,6 +21,8 @@ class Limits:
     max_captions: int = 256
     max_body_bytes: int = 64 * MIB
     max_queue: int = 4096
+    max_kept_bytes: int = 256 * MIB
+    kept_seconds: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True)

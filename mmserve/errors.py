@@ -16,7 +16,8 @@
     │   ├── PictureError             a picture cannot be used
     │   │   ├── UnsupportedPicture   not a picture, or a format that is not accepted
     │   │   ├── CorruptPicture       a picture whose data is damaged
-    │   │   └── PictureTooLarge      more bytes or pixels than the limit
+    │   │   ├── PictureTooLarge      more bytes or pixels than the limit
+    │   │   └── PictureNotKept       sent before, and not kept any more; send it again
     │   └── TooManyPictures          more pictures than one request may carry
     ├── RequestCancelled             the caller went away or asked for the request to end
     ├── QueueFull                    too many requests wait; try again later
@@ -113,6 +114,10 @@ class CorruptPicture(PictureError):
 
 class PictureTooLarge(PictureError):
     code = "image_too_large"
+
+
+class PictureNotKept(PictureError):
+    code = "image_not_kept"
 
 
 class TooManyPictures(RequestError):

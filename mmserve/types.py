@@ -51,7 +51,8 @@ class Picture:
     """One picture of a prompt, encoded as it was uploaded.
 
     ``content`` is its identity in every cache; ``grid`` is the work that its vision tower has with it, and ``rows``
-    the number of its embedding rows (and of placeholder tokens).
+    the number of its embedding rows (and of placeholder tokens). ``resized`` is the width and height in pixels at which
+    the model sees it as a whole; ``None`` where it does not.
     """
 
     data: bytes = field(repr=False)
@@ -59,6 +60,7 @@ class Picture:
     content: ContentHash
     grid: Grid
     rows: int
+    resized: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,8 @@ class SamplingParams:
     mean "no limit" (the context length still holds). ``seed=None`` lets the engine draw one.
     Log-probabilities are of the model's own distribution, before penalties and temperature;
     ``logprobs=None`` is off, ``0`` only the chosen token, ``n`` also the ``n`` best.
+    With ``skip_special_tokens=False`` the text has special tokens by their names, but for the one that ends the answer:
+    Qwen-VL writes boxes between ``<|box_start|>`` and ``<|box_end|>``.
     """
 
     max_tokens: int | None = None
@@ -139,6 +143,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
         for name, low, high in _SAMPLING_RANGES:
@@ -199,7 +204,9 @@ class Request:
 class Usage:
     """Token counts of one request. ``cached_tokens`` is the part of the prompt that was not computed again.
 
-    ``cached_pictures`` counts the prompt's pictures whose embedding rows were not computed for this request.
+    ``cached_pictures`` counts the prompt's pictures whose embedding rows were not computed for this request. The prompt
+    begins with ``system_tokens`` of a system prompt (the template's own where it has one), and ``cached_system_tokens``
+    of these were not computed again.
     """
 
     prompt_tokens: int
@@ -207,6 +214,8 @@ class Usage:
     cached_tokens: int
     image_tokens: int
     cached_pictures: int = 0
+    system_tokens: int = 0
+    cached_system_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

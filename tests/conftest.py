@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -10,6 +12,9 @@ import torch
 from mmserve.checkpoint import Checkpoint
 from mmserve.registry import load_registry
 from tests.checkpoints import tiny_qwen2_vl
+
+if TYPE_CHECKING:
+    from tests.web.fakes import FakeEngine, FakePrompts
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,3 +44,28 @@ def checkpoint(checkpoint_path: Path) -> Checkpoint:
 def pocket_vl() -> Checkpoint:
     """The embedded model."""
     return load_registry().resolve("pocket-vl")
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    """A stand-in that says "It is a cat."; give it another ``script`` for something else."""
+    from tests.web.fakes import FakeEngine  # here, so that the tests of a GPU need no server
+
+    return FakeEngine()
+
+
+@pytest.fixture
+def prompts() -> FakePrompts:
+    from tests.web.fakes import FakePrompts
+
+    return FakePrompts()
+
+
+@pytest.fixture
+def server(engine: FakeEngine, prompts: FakePrompts) -> Iterator[str]:
+    """The base URL of a server over the stand-ins, with everything else as it is by default."""
+    from tests.web.fakes import serve
+    from web.service import ServedModel, Service
+
+    with serve(Service(ServedModel("pocket-vl"), prompts, engine, 512)) as url:
+        yield url

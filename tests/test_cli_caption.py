@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,8 @@ import pytest
 from mmserve.caption import Progress
 from mmserve.cli import main
 from mmserve.cli_progress import ProgressLine, describe, duration
-from mmserve.config import Limits
 from tests.engine.pictures import png
-from tests.web.fakes import FakeEngine, FakePrompts, say, serve
-from web.service import ServedModel, Service
+from tests.web.fakes import FakeEngine, FakePrompts, say
 
 COLOURS = ("red", "green", "blue")
 
@@ -38,17 +35,6 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def engine() -> FakeEngine:
     return FakeEngine(lambda request: say("a cat, a cat", request=request))
-
-
-@pytest.fixture
-def prompts() -> FakePrompts:
-    return FakePrompts()
-
-
-@pytest.fixture
-def server(engine: FakeEngine, prompts: FakePrompts) -> Iterator[str]:
-    with serve(Service(ServedModel("pocket-vl"), prompts, engine, 512, limits=Limits())) as url:
-        yield url
 
 
 def questions(prompts: FakePrompts) -> set[str]:

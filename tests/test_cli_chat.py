@@ -10,34 +10,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mmserve.cli import main
-from mmserve.config import Limits
 from mmserve.errors import CorruptPicture
 from mmserve.types import ImagePart, TextPart
-from tests.web.fakes import FakeEngine, FakePrompts, eventually, forever, png, say, serve
-from web.service import ServedModel, Service
-
-
-@pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-def prompts() -> FakePrompts:
-    return FakePrompts()
-
-
-@pytest.fixture
-def server(engine: FakeEngine, prompts: FakePrompts) -> Iterator[str]:
-    with serve(Service(ServedModel("pocket-vl"), prompts, engine, 512, limits=Limits())) as url:
-        yield url
+from tests.web.fakes import FakeEngine, FakePrompts, eventually, forever, png, say
 
 
 @pytest.fixture

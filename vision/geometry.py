@@ -26,6 +26,10 @@ class Geometry(Protocol):
         family refuses the picture.
         """
 
+    def resized(self, grid: Grid) -> tuple[int, int] | None:
+        """Width and height in pixels of the whole picture as the model sees it, in which some models say where things
+        are; ``None`` where it sees tiles or a crop."""
+
 
 @dataclass(frozen=True, slots=True)
 class QwenGeometry:
@@ -97,6 +101,9 @@ class QwenGeometry:
     def rows(self, grid: Grid) -> int:
         """The number of embedding rows, and so of placeholder tokens, that a grid gives."""
         return grid.t * grid.h * grid.w // self.merge_size**2
+
+    def resized(self, grid: Grid) -> tuple[int, int]:
+        return grid.w * self.patch_size, grid.h * self.patch_size
 
 
 def _first(*values: int | None) -> int | None:

@@ -19,4 +19,5 @@ def read_picture(
     """
     header = probe(data, limits)
     grid, rows = geometry.measure(header.width, header.height)
-    return Picture(data, header, content_hash(data, fingerprint, cache_salt), grid, rows)
+    content = content_hash(data, fingerprint, cache_salt)
+    return Picture(data, header, content, grid, rows, geometry.resized(grid))

@@ -46,6 +46,9 @@ class SquareGeometry:
             )
         return Grid(1, self.side, self.side), self.side**2 + self.extra
 
+    def resized(self, _: Grid) -> None:
+        """The model sees a middle, or a picture with borders."""
+
 
 @dataclass(frozen=True, slots=True)
 class AnyResGeometry:
@@ -71,6 +74,9 @@ class AnyResGeometry:
         down, across = self.tiles(width, height)
         lines, columns = self.shape(width, height)
         return Grid(1 + down * across, self.side, self.side), self.side**2 + lines * (columns + 1)
+
+    def resized(self, _: Grid) -> None:
+        """The model sees tiles."""
 
     def tiles(self, width: int, height: int) -> tuple[int, int]:
         """How many tiles the picture has, down and across: of the resolution that keeps the most of it and wastes the

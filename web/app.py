@@ -14,6 +14,7 @@ from web.routes.health import health_router
 from web.routes.models import models_router
 from web.routes.native import native_router
 from web.routes.page import add_page
+from web.routes.pictures import pictures_router
 from web.routes.vqa import vqa_router
 from web.service import Service
 
@@ -28,6 +29,7 @@ def create_app(service: Service) -> FastAPI:
     install_error_handlers(app)
     app.include_router(vqa_router(service))
     app.include_router(captions_router(service))
+    app.include_router(pictures_router(service))
     app.include_router(chat_router(service))
     app.include_router(decisions_router(service))
     app.include_router(native_router(service))

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from mmserve.engine.client import EngineClient
 from mmserve.errors import EngineUnavailable
 from mmserve.grammar.spec import Constraint
-from mmserve.types import ConstraintReport, Prompt, Request, SamplingParams, TokenEvent, TokenLogprob, Usage
+from mmserve.types import ConstraintReport, Picture, Prompt, Request, SamplingParams, TokenEvent, TokenLogprob, Usage
 
 T = TypeVar("T")
 
@@ -161,8 +161,21 @@ def usage_json(usages: Iterable[Usage | None]) -> dict[str, Any]:
             "cached_tokens": known[0].cached_tokens,
             "image_tokens": known[0].image_tokens,
             "cached_images": known[0].cached_pictures,
+            "system_tokens": known[0].system_tokens,
+            "cached_system_tokens": known[0].cached_system_tokens,
         },
     }
+
+
+def images_json(prompt: Prompt) -> list[dict[str, Any]]:
+    """The prompt's pictures: size in pixels as shown and as the model saw it (``resized``), and tokens."""
+    return [image_json(picture) for picture in prompt.pictures]
+
+
+def image_json(picture: Picture) -> dict[str, Any]:
+    header = picture.header
+    resized = None if picture.resized is None else list(picture.resized)
+    return {"width": header.width, "height": header.height, "tokens": picture.rows, "resized": resized}
 
 
 def logprobs_json(logprobs: Iterable[TokenLogprob]) -> dict[str, Any]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from mmserve.config import Limits
-from mmserve.errors import InvalidField, PictureTooLarge, TooManyPictures, UnsupportedPicture
+from mmserve.errors import InvalidField, TooManyPictures
 from mmserve.types import ImagePart, Message, SamplingParams, TextPart
 from web.constraints import Wanted, from_chat, from_form
+from web.pictures import PictureShelf
 
 
 def _listed(value: object) -> object:
@@ -40,6 +38,9 @@ class SamplingFields(BaseModel):
     stop: Texts | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = Field(
+        None, description="false leaves special tokens in the text, such as those that Qwen-VL puts around a box."
+    )
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
@@ -247,8 +248,8 @@ _REFUSED: Mapping[str, tuple[object, ...]] = {
 }
 
 
-def chat_messages(request: ChatRequest, limits: Limits) -> list[Message]:
-    """The turns with their pictures decoded. Raises ``InvalidField`` or a ``PictureError`` that names the part."""
+def chat_messages(request: ChatRequest, shelf: PictureShelf) -> list[Message]:
+    """The turns with their pictures read. Raises ``InvalidField`` or a ``PictureError`` that names the part."""
     messages: list[Message] = []
     pictures = 0
     for i, message in enumerate(request.messages):
@@ -259,9 +260,9 @@ def chat_messages(request: ChatRequest, limits: Limits) -> list[Message]:
                 continue
             where = f"messages[{i}].content[{j}].image_url"
             pictures += 1
-            if pictures > limits.max_pictures:
-                raise TooManyPictures(f"a request may have at most {limits.max_pictures} pictures", param=where)
-            parts.append(ImagePart(decode_data_uri(part.image_url.url, limits.max_picture_bytes, where)))
+            if pictures > shelf.limits.max_pictures:
+                raise TooManyPictures(f"a request may have at most {shelf.limits.max_pictures} pictures", param=where)
+            parts.append(ImagePart(shelf.read(part.image_url.url, where)))
         role = "system" if message.role == "developer" else message.role
         messages.append(Message(role, tuple(parts)))
     return messages
@@ -277,38 +278,6 @@ def open_turn(messages: list[Message]) -> tuple[list[Message], str]:
             param="continue_final_message",
         )
     return messages[:-1], "".join(texts)
-
-
-def decode_data_uri(uri: str, max_bytes: int, where: str) -> bytes:
-    """The bytes of ``data:[type];base64,...``. The size is judged before anything is decoded.
-
-    Raises ``InvalidField``, ``UnsupportedPicture`` or ``PictureTooLarge``, with ``where`` as the field at fault.
-    """
-    if uri[:5].lower() != "data:":
-        raise InvalidField(
-            "pictures at remote addresses are off on this server; send the picture itself as a data URI, "
-            '"data:image/jpeg;base64,..."',
-            param=where,
-        )
-    comma = uri.find(",", 0, 256)
-    media_type, semicolon, encoding = uri[5 : max(comma, 5)].lower().rpartition(";")
-    if not semicolon or encoding.strip() != "base64":
-        raise InvalidField('the data URI must have the form "data:image/jpeg;base64,..."', param=where)
-    kind = media_type.partition(";")[0].strip()
-    if kind and not kind.startswith("image/") and kind != "application/octet-stream":
-        raise UnsupportedPicture(f'the data URI holds "{kind[:64]}" and not a picture', param=where)
-    payload = uri[comma + 1 :]
-    padding = len(payload) - len(payload.rstrip("="))
-    size = len(payload) // 4 * 3 - min(padding, 2)
-    if size > max_bytes:
-        raise PictureTooLarge(f"the picture has {size} bytes; at most {max_bytes} are allowed", param=where)
-    try:
-        data = base64.b64decode(payload, validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidField("the data URI is not valid base64 (standard alphabet, padded)", param=where) from None
-    if not data:
-        raise UnsupportedPicture("the data URI is empty; send a picture", param=where)
-    return data
 
 
 class IgnoredFields:

@@ -11,6 +11,7 @@ from mmserve.config import Limits
 from mmserve.engine.client import EngineClient
 from mmserve.errors import ModelNotFound
 from mmserve.types import Message, Prompt, SamplingParams
+from web.pictures import PictureShelf
 
 if TYPE_CHECKING:
     from mmserve.grammar.spec import Constraint
@@ -88,6 +89,11 @@ class Service:
     examples: Path | None = None
     upload_idle_seconds: float = 30.0
     judge: Judge = judge_text
+    shelf: PictureShelf = field(init=False, repr=False, compare=False)
+    """The pictures that callers sent once; a copy with other settings has an empty one."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shelf", PictureShelf(self.limits))
 
     def find_model(self, name: str | None) -> ServedModel:
         """The model called ``name`` (``None``: the only one). Raises ``ModelNotFound``."""

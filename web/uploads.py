@@ -22,6 +22,7 @@ from mmserve.errors import (
     TooManyPictures,
     UnsupportedPicture,
 )
+from web.pictures import PREFIX, PictureShelf
 
 MAX_FIELD_BYTES = MIB
 MAX_PARTS = 256
@@ -109,17 +110,18 @@ async def read_body(request: Request, limits: Limits, idle_seconds: float) -> by
         return b"".join([chunk async for chunk in chunks])
 
 
-async def read_form(request: Request, rules: FormRules, limits: Limits, idle_seconds: float) -> Form:
-    """The request's multipart form.
+async def read_form(request: Request, rules: FormRules, shelf: PictureShelf, idle_seconds: float) -> Form:
+    """The request's multipart form. A file part may also come as text, the id of a picture on ``shelf``.
 
-    What ``rules`` and ``limits`` forbid is refused as soon as it is seen, before the rest is read: ``InvalidField``,
-    ``PictureTooLarge``, ``TooManyPictures``, or ``RequestError`` for a body that is no whole form.
+    What ``rules`` and the shelf's limits forbid is refused as soon as it is seen, before the rest is read:
+    ``InvalidField``, ``PictureTooLarge``, ``PictureNotKept``, ``TooManyPictures``, or ``RequestError`` for a body that
+    is no whole form.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
         raise InvalidField(f"no picture came with this request: {_HOW}", param=rules.file)
-    reader = _FormReader(rules, limits)
+    reader = _FormReader(rules, shelf)
     try:
         parser = MultipartParser(
             boundary,
@@ -134,7 +136,7 @@ async def read_form(request: Request, rules: FormRules, limits: Limits, idle_sec
                 "on_end": reader.on_end,
             },
         )
-        async with aclosing(body_chunks(request, limits, idle_seconds)) as chunks:
+        async with aclosing(body_chunks(request, shelf.limits, idle_seconds)) as chunks:
             async for chunk in chunks:
                 parser.write(chunk)
     except FormParserError as error:
@@ -145,10 +147,11 @@ async def read_form(request: Request, rules: FormRules, limits: Limits, idle_sec
 class _FormReader:
     """Collects the parser's callbacks. Header and data callbacks may come in pieces."""
 
-    def __init__(self, rules: FormRules, limits: Limits) -> None:
+    def __init__(self, rules: FormRules, shelf: PictureShelf) -> None:
         self._rules = rules
-        self._limits = limits
-        self._max_files = limits.max_pictures if rules.max_files is None else rules.max_files
+        self._shelf = shelf
+        self._limits = shelf.limits
+        self._max_files = shelf.limits.max_pictures if rules.max_files is None else rules.max_files
         self._max_parts = max(MAX_PARTS, self._max_files + MAX_PARTS // 2)
         self._files: list[bytes] = []
         self._names: list[str] = []
@@ -208,14 +211,9 @@ class _FormReader:
             raise RequestError(f"a form may have at most {self._max_parts} parts")
         if name != rules.file and name not in rules.fields:
             raise InvalidField(_unknown(name, rules), param=name)
-        if name == rules.file and not self._is_file:
-            raise InvalidField(
-                f'{name} must be a file, and came as text; with curl write -F {name}=@photo.jpg (mind the "@")',
-                param=name,
-            )
         if name != rules.file and self._is_file:
             raise InvalidField(f"{name} must be text, and came as a file; pictures go into {rules.file}", param=name)
-        if self._is_file and len(self._files) == self._max_files:
+        if name == rules.file and len(self._files) == self._max_files:
             raise TooManyPictures(f"a request may have at most {self._max_files} pictures", param=name)
         if name in self._fields and name not in rules.repeated:
             raise InvalidField(f"{name} was given twice; give it once", param=name)
@@ -254,12 +252,30 @@ class _FormReader:
             self._files.append(data)
             self._names.append(self._file_name)
             return
+        if self._name == self._rules.file:
+            self._take_kept(data)
+            return
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError:
             raise InvalidField(f"{self._name} is not UTF-8 text", param=self._name) from None
         # Browsers send every line end in a form as CRLF; the text that a person typed has LF.
         self._fields.setdefault(self._name, []).append(text.replace("\r\n", "\n"))
+
+    def _take_kept(self, data: bytes) -> None:
+        name, text = self._name, data.decode("utf-8", "replace").strip()
+        if not text.startswith(PREFIX):
+            raise InvalidField(
+                f'{name} must be a file, and came as text; with curl write -F {name}=@photo.jpg (mind the "@")',
+                param=name,
+            )
+        kept = b""
+        try:
+            kept = self._shelf.get(text, name)
+        except PictureError as error:
+            self._refuse(error)
+        self._files.append(kept)
+        self._names.append("")
 
     def on_end(self) -> None:
         self._complete = True

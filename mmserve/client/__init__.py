@@ -19,7 +19,7 @@ from mmserve.client.answer import Answer, AnswerNotValid, CaptionResult, Constra
 from mmserve.client.calls import DEFAULT_CAPTION_PROMPT, AllOptions, Options
 from mmserve.client.constraints import Constraints
 from mmserve.client.decision import Decision
-from mmserve.client.pictures import PictureFile, PictureLike
+from mmserve.client.pictures import PictureFile, PictureHandle, PictureLike
 from mmserve.client.refusals import about_picture
 from mmserve.client.stream import AnswerStream, AsyncAnswerStream
 from mmserve.client.sync import Client
@@ -39,6 +39,7 @@ __all__ = [
     "Decision",
     "Options",
     "PictureFile",
+    "PictureHandle",
     "PictureInfo",
     "PictureLike",
     "Timing",

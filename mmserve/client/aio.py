@@ -15,7 +15,8 @@ from mmserve.client.answer import Answer, CaptionResult
 from mmserve.client.calls import DEFAULT_CAPTION_PROMPT, AllOptions, Call, Options
 from mmserve.client.decision import Decision
 from mmserve.client.drive import carry_out
-from mmserve.client.pictures import PictureFile, PictureLike, read_picture
+from mmserve.client.kept import Kept
+from mmserve.client.pictures import PictureHandle, PictureLike, read_handle
 from mmserve.client.refusals import about_picture
 from mmserve.client.stream import AsyncAnswerStream
 
@@ -44,6 +45,7 @@ class AsyncClient:
         url = settings.server_url(base_url)
         self.base_url = str(url)
         self._retries = flow.Retries(retries, backoff)
+        self._kept = Kept()
         self._sleep = sleep
         self._clock = clock
         self._http = httpx.AsyncClient(transport=transport, **settings.http_settings(url, api_key, timeout))
@@ -58,9 +60,9 @@ class AsyncClient:
         """Close the connections; the client cannot be used afterwards."""
         await self._http.aclose()
 
-    async def image(self, picture: PictureLike) -> PictureFile:
+    async def image(self, picture: PictureLike) -> PictureHandle:
         """A picture to ask about often; see :meth:`mmserve.client.Client.image`."""
-        return await asyncio.to_thread(read_picture, picture)
+        return await asyncio.to_thread(read_handle, picture)
 
     @overload
     async def ask(
@@ -228,10 +230,10 @@ class AsyncClient:
         await self._run(flow.wait_ready(timeout, self._clock, self.base_url))
 
     async def _fetch(self, call: Call[T]) -> T:
-        return await self._run(flow.fetch(call, self._retries, self.base_url))
+        return await self._run(flow.fetch(call, self._retries, self.base_url, self._kept))
 
     async def _open(self, call: Call[None]) -> httpx.Response:
-        response = await self._run(flow.exchange(call, self._retries, self.base_url))
+        response = await self._run(flow.exchange(call, self._retries, self.base_url, self._kept))
         try:
             call.read(response)
         except BaseException:

@@ -27,11 +27,13 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class PictureInfo:
-    """A picture as the server saw it: size in pixels as shown, and the prompt tokens it took."""
+    """A picture as the server saw it: size in pixels as shown, the prompt tokens it took, and the size (width, height)
+    at which the model saw the whole of it, in whose pixels some models say where things are."""
 
     width: int
     height: int
     tokens: int
+    resized: tuple[int, int] | None = None
 
 
 T = TypeVar("T", default=Any)
@@ -127,7 +129,7 @@ def answer_from_vqa(wire: Mapping[str, Any]) -> Answer:
         id=wire.get("id", ""),
         created=wire.get("created", 0),
         timing=None if timing is None else Timing(timing["time_to_first_token"], timing["total"]),
-        pictures=tuple(PictureInfo(i["width"], i["height"], i["tokens"]) for i in wire.get("images") or ()),
+        pictures=tuple(map(_picture, wire.get("images") or ())),
         logprobs=wire.get("logprobs"),
         constraint=_constraint(wire.get("constraint")),
     )
@@ -151,6 +153,14 @@ def answer_from_chat(wire: Mapping[str, Any], *, constrained: bool = False) -> A
     )
 
 
+def _picture(wire: Mapping[str, Any]) -> PictureInfo:
+    resized = wire.get("resized")
+    if resized is not None:
+        width, height = resized
+        resized = (width, height)
+    return PictureInfo(wire["width"], wire["height"], wire["tokens"], resized)
+
+
 def _constraint(wire: Mapping[str, Any] | None) -> ConstraintKept | None:
     if wire is None:
         return None
@@ -172,6 +182,8 @@ def usage_from(wire: Mapping[str, Any]) -> Usage:
         cached_tokens=details.get("cached_tokens") or 0,
         image_tokens=details.get("image_tokens") or 0,
         cached_pictures=details.get("cached_images") or 0,
+        system_tokens=details.get("system_tokens") or 0,
+        cached_system_tokens=details.get("cached_system_tokens") or 0,
     )
 
 

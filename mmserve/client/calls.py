@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypedDict, TypeVar, cast
+from typing import Any, Generic, TypeAlias, TypedDict, TypeVar, cast
 
 import httpx
 
 from mmserve.client.answer import Answer, answer_from_chat, answer_from_vqa
 from mmserve.client.constraints import Constraints, Shape, shape_of
 from mmserve.client.decision import Decision, decision_question
-from mmserve.client.pictures import PictureFile, PictureLike, read_picture, read_pictures
+from mmserve.client.pictures import PictureFile, PictureHandle, PictureLike, read_picture, read_pictures
 from mmserve.client.refusals import NOT_OURS, not_an_answer
 from mmserve.errors import InvalidField
 from mmserve.template import DEFAULT_CAPTION_PROMPT as DEFAULT_CAPTION_PROMPT
@@ -24,7 +25,8 @@ class Options(TypedDict, total=False):
     """What may be said about how an answer is made; the server's defaults hold for what is left out or None.
 
     ``temperature=0`` is greedy. ``logprobs`` asks for the log-probability of each token and ``top_logprobs`` for
-    that many alternatives. Requests of different ``cache_salt`` share nothing in the caches.
+    that many alternatives. ``skip_special_tokens=False`` leaves in the text what Qwen-VL puts around a box. Requests of
+    different ``cache_salt`` share nothing in the caches.
     """
 
     max_tokens: int | None
@@ -39,6 +41,7 @@ class Options(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str] | None
     ignore_eos: bool | None
+    skip_special_tokens: bool | None
     logprobs: bool | None
     top_logprobs: int | None
     cache_salt: str | None
@@ -48,12 +51,19 @@ class AllOptions(Options, Constraints, total=False):
     """How an answer is made, and what it must look like."""
 
 
+Refer: TypeAlias = Callable[[PictureFile], str | None]
+"""What stands for a picture's bytes in a request; None where they go themselves."""
+
+Write: TypeAlias = Callable[[Refer], Mapping[str, Any]]
+
+
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
     """One request, and how its reply is read.
 
     ``body`` holds the keyword arguments of ``httpx.Client.build_request`` for it. ``parse`` raises one of
-    ``refusals.NOT_OURS`` when the reply is not what this call expects.
+    ``refusals.NOT_OURS`` when the reply is not what this call expects. ``handles`` are the pictures in the body that
+    the server may keep; :meth:`referring` names them instead.
     """
 
     method: str
@@ -61,6 +71,12 @@ class Call(Generic[T]):
     parse: Callable[[httpx.Response], T]
     body: Mapping[str, Any]
     streamed: bool = False
+    handles: tuple[PictureHandle, ...] = ()
+    write: Write | None = None
+
+    def referring(self, refer: Refer) -> Call[T]:
+        """The same request, with ids for the pictures that have one."""
+        return self if self.write is None else dataclasses.replace(self, body=self.write(refer))
 
     def read(self, response: httpx.Response) -> T:
         """The value in a complete 2xx reply; raises MMServeError when it is something else."""
@@ -92,8 +108,12 @@ def ask(
 ) -> Call[Answer]:
     plain, shape = split(options)
     fields = {"question": question, "system": system, "model": model, **shape.form}
-    body = _vqa_body(read_pictures(pictures), fields, plain)
-    return Call("POST", "/v1/vqa", lambda response: shape.finish(answer_from_vqa(response.json())), body)
+    files = read_pictures(pictures)
+
+    def write(refer: Refer) -> Mapping[str, Any]:
+        return _vqa_body(files, fields, plain, refer)
+
+    return _asking("/v1/vqa", lambda response: shape.finish(answer_from_vqa(response.json())), write, files)
 
 
 def stream(
@@ -107,7 +127,12 @@ def stream(
 ) -> Call[None]:
     """Like :func:`ask`, with the reply streamed; ``mmserve.client.stream`` reads it."""
     fields = {"question": question, "system": system, "model": model, "stream": True, **shape.form}
-    return Call("POST", "/v1/vqa", _check_event_stream, _vqa_body(read_pictures(pictures), fields, options), True)
+    files = read_pictures(pictures)
+
+    def write(refer: Refer) -> Mapping[str, Any]:
+        return _vqa_body(files, fields, options, refer)
+
+    return _asking("/v1/vqa", _check_event_stream, write, files, streamed=True)
 
 
 def chat(messages: Iterable[Mapping[str, Any]], *, model: str | None, options: Mapping[str, Any]) -> Call[Answer]:
@@ -117,11 +142,15 @@ def chat(messages: Iterable[Mapping[str, Any]], *, model: str | None, options: M
     (so a picture's path must be a ``Path``).
     """
     plain, shape = split(options)
+    said, files = _read_messages(messages)
+
+    def write(refer: Refer) -> Mapping[str, Any]:
+        return {"json": _chat_body(said, model, plain, shape, refer)}
 
     def read(response: httpx.Response) -> Answer:
         return shape.finish(answer_from_chat(response.json(), constrained=bool(shape.body)))
 
-    return Call("POST", "/v1/chat/completions", read, {"json": _chat_body(messages, model, plain, shape)})
+    return _asking("/v1/chat/completions", read, write, files)
 
 
 def stream_chat(
@@ -129,8 +158,12 @@ def stream_chat(
 ) -> Call[None]:
     """Like :func:`chat`, with the reply streamed; ``mmserve.client.stream`` reads it."""
     streamed = {"stream": True, "stream_options": {"include_usage": True}}
-    body = {**_chat_body(messages, model, options, shape), **streamed}
-    return Call("POST", "/v1/chat/completions", _check_event_stream, {"json": body}, True)
+    said, files = _read_messages(messages)
+
+    def write(refer: Refer) -> Mapping[str, Any]:
+        return {"json": {**_chat_body(said, model, options, shape, refer), **streamed}}
+
+    return _asking("/v1/chat/completions", _check_event_stream, write, files, streamed=True)
 
 
 def decide(
@@ -147,12 +180,18 @@ def decide(
     asked, read = decision_question(question, choices, levels)
     files = () if isinstance(pictures, list | tuple) and not pictures else read_pictures(pictures)
     fields = {"model": model, "temperature": temperature, "cache_salt": cache_salt}
-    body = {
-        **{name: value for name, value in fields.items() if value is not None},
-        "images": [{"url": file.data_uri} for file in files],
-        "questions": [asked],
-    }
-    return Call("POST", "/v1/decisions", lambda response: read(response.json()), {"json": body})
+    given = {name: value for name, value in fields.items() if value is not None}
+
+    def write(refer: Refer) -> Mapping[str, Any]:
+        images = [{"url": refer(file) or file.data_uri} for file in files]
+        return {"json": {**given, "images": images, "questions": [asked]}}
+
+    return _asking("/v1/decisions", lambda response: read(response.json()), write, files)
+
+
+def keep(file: PictureFile) -> Call[str]:
+    """The id under which the server keeps a picture from now on."""
+    return Call("POST", "/v1/pictures", _read_identity, {"files": [_file_part(file)]})
 
 
 def models() -> Call[list[str]]:
@@ -169,10 +208,29 @@ def check_concurrency(concurrency: int) -> None:
         raise InvalidField(f"concurrency must be at least 1, got {concurrency}", param="concurrency")
 
 
-def _vqa_body(files: tuple[PictureFile, ...], fields: Mapping[str, Any], options: Options) -> dict[str, Any]:
+def _asking(
+    path: str,
+    parse: Callable[[httpx.Response], T],
+    write: Write,
+    files: Iterable[PictureFile],
+    *,
+    streamed: bool = False,
+) -> Call[T]:
+    handles = tuple(file for file in files if isinstance(file, PictureHandle))
+    return Call("POST", path, parse, write(lambda _: None), streamed, handles, write if handles else None)
+
+
+def _file_part(file: PictureFile) -> tuple[str, tuple[str, bytes, str]]:
+    return "image", (file.name, file.data, file.media_type)
+
+
+def _vqa_body(
+    files: tuple[PictureFile, ...], fields: Mapping[str, Any], options: Options, refer: Refer
+) -> dict[str, Any]:
     given = {**fields, **options}
     return {
-        "files": [("image", (file.name, file.data, file.media_type)) for file in files],
+        # A part without a file name is text.
+        "files": [_file_part(file) if (kept := refer(file)) is None else ("image", (None, kept)) for file in files],
         "data": {name: _form_value(value) for name, value in given.items() if value is not None},
     }
 
@@ -187,10 +245,19 @@ def _form_value(value: object) -> str | list[str]:
     return str(value)
 
 
+def _read_messages(messages: Iterable[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[PictureFile]]:
+    """The messages in OpenAI's form, but for pictures, which are read; and these in order."""
+    said = [_message(message) for message in messages]
+    contents = [message.get("content") for message in said]
+    files = [part for content in contents if isinstance(content, list) for part in content]
+    return said, [part for part in files if isinstance(part, PictureFile)]
+
+
 def _chat_body(
-    messages: Iterable[Mapping[str, Any]], model: str | None, options: Options, shape: Shape
+    said: Sequence[dict[str, Any]], model: str | None, options: Options, shape: Shape, refer: Refer
 ) -> dict[str, Any]:
-    body = {"model": model, "messages": [_message(message) for message in messages], **options, **shape.body}
+    messages = [_written(message, refer) for message in said]
+    body = {"model": model, "messages": messages, **options, **shape.body}
     return {name: value for name, value in body.items() if value is not None}
 
 
@@ -202,12 +269,29 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     return {**message, "content": [_part(part) for part in parts]}
 
 
-def _part(part: str | Mapping[str, Any] | PictureLike) -> dict[str, Any]:
+def _part(part: str | Mapping[str, Any] | PictureLike) -> dict[str, Any] | PictureFile:
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    if isinstance(part, Mapping):
-        return dict(part)
-    return {"type": "image_url", "image_url": {"url": read_picture(part).data_uri}}
+    return dict(part) if isinstance(part, Mapping) else read_picture(part)
+
+
+def _written(message: dict[str, Any], refer: Refer) -> dict[str, Any]:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    parts = [_image_part(part, refer) if isinstance(part, PictureFile) else part for part in content]
+    return {**message, "content": parts}
+
+
+def _image_part(file: PictureFile, refer: Refer) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": refer(file) or file.data_uri}}
+
+
+def _read_identity(response: httpx.Response) -> str:
+    [kept] = response.json()["data"]
+    if not isinstance(kept["id"], str):
+        raise TypeError("an id is text")
+    return kept["id"]
 
 
 def _read_health(response: httpx.Response) -> dict[str, Any]:

@@ -8,7 +8,7 @@ flow's. The sync and the async client run the same flows.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -16,8 +16,10 @@ import httpx
 
 from mmserve.client import calls
 from mmserve.client.calls import Call
+from mmserve.client.kept import Kept
+from mmserve.client.pictures import PictureHandle
 from mmserve.client.refusals import error_from_response, error_from_transport, retry_after
-from mmserve.errors import EngineUnavailable
+from mmserve.errors import EngineUnavailable, MMServeError, PictureNotKept, QueueFull
 
 T = TypeVar("T")
 
@@ -93,11 +95,34 @@ class Retries:
 _DISCONNECTED = httpx.RemoteProtocolError
 
 
-def exchange(call: Call[T], retries: Retries, base_url: str) -> Flow[httpx.Response]:
+def exchange(call: Call[T], retries: Retries, base_url: str, kept: Kept | None = None) -> Flow[httpx.Response]:
     """Send ``call`` until it is answered: returns a 2xx reply, read unless the call is streamed.
 
-    Raises the typed error of the last refusal, or EngineUnavailable when there was no whole reply.
+    Handles in it are sent to be kept first, where they are not in ``kept`` yet, and once more where the server has
+    dropped them. Raises the typed error of the last refusal, or EngineUnavailable when there was no whole reply.
     """
+    if kept is None or not call.handles:
+        return (yield from _exchange(call, retries, base_url))
+    yield from _keep(call.handles, retries, base_url, kept)
+    try:
+        return (yield from _exchange(call.referring(kept.reference), retries, base_url))
+    except PictureNotKept:
+        kept.forget(call.handles)
+    yield from _keep(call.handles, retries, base_url, kept)
+    return (yield from _exchange(call.referring(kept.reference), retries, base_url))
+
+
+def _keep(handles: Iterable[PictureHandle], retries: Retries, base_url: str, kept: Kept) -> Flow[None]:
+    for handle in kept.unknown(handles):
+        try:
+            kept.note(handle, (yield from fetch(calls.keep(handle), retries, base_url)))
+        except (QueueFull, EngineUnavailable):
+            raise
+        except MMServeError:  # a server that keeps nothing, or not this; the bytes go with the question
+            kept.note(handle, None)
+
+
+def _exchange(call: Call[T], retries: Retries, base_url: str) -> Flow[httpx.Response]:
     attempt = 0
     while True:
         try:
@@ -125,9 +150,9 @@ def _read(response: httpx.Response, base_url: str) -> Flow[None]:
         raise error_from_transport(error, base_url) from error
 
 
-def fetch(call: Call[T], retries: Retries, base_url: str) -> Flow[T]:
-    """Send ``call`` and read its reply."""
-    response = yield from exchange(call, retries, base_url)
+def fetch(call: Call[T], retries: Retries, base_url: str, kept: Kept | None = None) -> Flow[T]:
+    """Send ``call`` as :func:`exchange` does, and read its reply."""
+    response = yield from exchange(call, retries, base_url, kept)
     return call.read(response)
 
 

@@ -30,11 +30,7 @@ PictureLike: TypeAlias = (
 
 @dataclass(frozen=True)  # no slots: what is computed once is kept in the instance
 class PictureFile:
-    """The bytes of one picture file. The name is a courtesy to whoever reads the server's log.
-
-    ``Client.image`` hands it out, so that a picture asked about often is read and encoded once. It holds nothing of the
-    server: each request carries the bytes, and the server knows a picture that it has seen by them.
-    """
+    """The bytes of one picture file. The name is a courtesy to whoever reads the server's log."""
 
     name: str
     data: bytes = field(repr=False)
@@ -51,6 +47,15 @@ class PictureFile:
             if self.data.startswith(magic, offset):
                 return media_type
         return "application/octet-stream"
+
+
+@dataclass(frozen=True)
+class PictureHandle(PictureFile):
+    """A picture to ask about often, as ``Client.image`` hands it out: read once, and sent to each server once.
+
+    The first request that asks about it sends it, and those that follow name it by the id that the server gave it. A
+    server that does not keep it, or keeps it no longer, gets the bytes again. May be used with several clients.
+    """
 
 
 _MAGIC = (
@@ -89,6 +94,14 @@ def read_picture(picture: PictureLike) -> PictureFile:
     if hasattr(picture, "read"):
         return _read_file_object(cast("BinaryIO", picture))
     return PictureFile("image.png", _encode_png(picture))
+
+
+def read_handle(picture: PictureLike) -> PictureHandle:
+    """:func:`read_picture`, for asking about it often."""
+    if isinstance(picture, PictureHandle):
+        return picture
+    file = read_picture(picture)
+    return PictureHandle(file.name, file.data)
 
 
 def _read_file_object(file: BinaryIO) -> PictureFile:

@@ -14,7 +14,8 @@ from mmserve.client import calls, flow, settings
 from mmserve.client.answer import Answer, CaptionResult
 from mmserve.client.calls import DEFAULT_CAPTION_PROMPT, AllOptions, Call, Options
 from mmserve.client.decision import Decision
-from mmserve.client.pictures import PictureFile, PictureLike, read_picture
+from mmserve.client.kept import Kept
+from mmserve.client.pictures import PictureHandle, PictureLike, read_handle
 from mmserve.client.refusals import about_picture
 from mmserve.client.stream import AnswerStream
 
@@ -49,6 +50,7 @@ class Client:
         url = settings.server_url(base_url)
         self.base_url = str(url)
         self._retries = flow.Retries(retries, backoff)
+        self._kept = Kept()
         self._sleep = sleep
         self._clock = clock
         self._http = httpx.Client(transport=transport, **settings.http_settings(url, api_key, timeout))
@@ -63,11 +65,10 @@ class Client:
         """Close the connections; the client cannot be used afterwards."""
         self._http.close()
 
-    def image(self, picture: PictureLike) -> PictureFile:
-        """A picture to ask about often: read now, and encoded once. Its bytes travel with each request all the same,
-        and the server, which knows a picture by its bytes, computes it once. Raises OSError for a file that cannot be
-        read."""
-        return read_picture(picture)
+    def image(self, picture: PictureLike) -> PictureHandle:
+        """A picture to ask about often: read now, sent to the server by the first request that asks about it, and named
+        by those that follow. Raises OSError for a file that cannot be read."""
+        return read_handle(picture)
 
     @overload
     def ask(
@@ -242,10 +243,10 @@ class Client:
         self._run(flow.wait_ready(timeout, self._clock, self.base_url))
 
     def _fetch(self, call: Call[T]) -> T:
-        return self._run(flow.fetch(call, self._retries, self.base_url))
+        return self._run(flow.fetch(call, self._retries, self.base_url, self._kept))
 
     def _open(self, call: Call[None]) -> httpx.Response:
-        response = self._run(flow.exchange(call, self._retries, self.base_url))
+        response = self._run(flow.exchange(call, self._retries, self.base_url, self._kept))
         try:
             call.read(response)
         except BaseException:

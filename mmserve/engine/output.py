@@ -18,7 +18,12 @@ class OutputStream:
         self._seq = seq
         self._params = seq.request.sampling
         self._table = table
-        self._detokenizer = Detokenizer(table, opens=seq.request.prompt.opens_answer and seq.request.constraint is None)
+        prompt, constraint = seq.request.prompt, seq.request.constraint
+        self._detokenizer = Detokenizer(
+            table,
+            special=not self._params.skip_special_tokens,
+            opens=prompt.opens_answer and constraint is None,
+        )
         self._stop = StopChecker(self._params.stop)
         self._eos_ids = eos_ids
         self._forced: tuple[int, ...] = ()
@@ -108,10 +113,13 @@ def describe(table: TokenTable, token: int, logprobs: RowLogprobs) -> TokenLogpr
 
 
 def usage_of(seq: RequestState) -> Usage:
+    prompt, cached = seq.request.prompt, seq.cached_tokens or 0
     return Usage(
         prompt_tokens=seq.prompt_length,
         completion_tokens=len(seq.outputs),
-        cached_tokens=seq.cached_tokens or 0,
-        image_tokens=seq.request.prompt.picture_tokens,
+        cached_tokens=cached,
+        image_tokens=prompt.picture_tokens,
         cached_pictures=seq.cached_pictures,
+        system_tokens=prompt.system_tokens,
+        cached_system_tokens=min(cached, prompt.system_tokens),
     )

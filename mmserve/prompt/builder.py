@@ -150,9 +150,7 @@ class PromptBuilder:
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """The text of tokens, as answers have it; with ``special``, special tokens are spelled out."""
-        if special:
-            return b"".join(map(self._table.bytes_of, ids)).decode("utf-8", "replace")
-        detokenizer = Detokenizer(self._table)
+        detokenizer = Detokenizer(self._table, special=special)
         return detokenizer.push(ids) + detokenizer.flush()
 
     def _raw(self, ids: Sequence[int], pictures: Sequence[bytes], cache_salt: str, where: str) -> Prompt:

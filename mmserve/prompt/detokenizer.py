@@ -75,18 +75,20 @@ class Detokenizer:
     """One request's text so far. Each token costs its own length; nothing is decoded twice.
 
     The pieces that :meth:`push` and :meth:`flush` return make up what the tokenizer decodes from all ids at once,
-    special tokens skipped: bytes of a character that is not complete are held back, and those that cannot become one
-    are U+FFFD. With ``opens``, where a text begins, the tokenizer's own opening blank is left out.
+    special tokens skipped, or with ``special`` spelled out: bytes of a character that is not complete are held back,
+    and those that cannot become one are U+FFFD. With ``opens``, where a text begins, the tokenizer's own opening blank
+    is left out.
     """
 
-    def __init__(self, table: TokenTable, *, opens: bool = False) -> None:
+    def __init__(self, table: TokenTable, *, special: bool = False, opens: bool = False) -> None:
         self._table = table
+        self._skipped = frozenset[int]() if special else table.special_ids
         self._blank = opens and table.opening_blank
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_ids: Iterable[int]) -> str:
-        table = self._table
-        data = b"".join([table.bytes_of(id_) for id_ in token_ids if id_ not in table.special_ids])
+        table, skipped = self._table, self._skipped
+        data = b"".join([table.bytes_of(id_) for id_ in token_ids if id_ not in skipped])
         if self._blank and data:
             data, self._blank = data.removeprefix(b" "), False
         return self._decoder.decode(data)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Request as PageRequest
 
 from mmserve.errors import QueueFull
 from mmserve.types import ImagePart, Request, TextPart, TokenEvent
@@ -113,6 +114,43 @@ def test_picture_added_later_goes_with_the_next_question(page: Page, prompts: Fa
     expect(answers(page)).to_have_count(2)
     expect(answers(page).last).to_have_text("It is a cat.")
     assert prompts.built[1][-1].parts == (ImagePart(BLUE), TextPart("And this?"))
+
+
+def test_a_picture_is_sent_once_and_named_by_follow_ups(page: Page, service: Service, prompts: FakePrompts) -> None:
+    sent: list[tuple[str, int]] = []
+
+    def note(request: PageRequest) -> None:
+        if request.method == "POST":
+            sent.append((request.url.rsplit("/", 1)[1], len(request.post_data_buffer or b"")))
+
+    page.on("request", note)
+    pick(page, file("red.png", RED), file("blue.png", BLUE))
+    for count, question in enumerate(["Which is red?", "Sure?"], start=1):
+        ask(page, question)
+        expect(page.locator(".meta")).to_have_count(count)
+    assert [name for name, _ in sent] == ["pictures", "pictures", "completions", "completions"]
+    assert all(size < 700 for name, size in sent if name == "completions")
+    for name in list(service.shelf._kept):  # as if the server had been started again
+        service.shelf.drop(name)
+    ask(page, "Really?")
+    expect(page.locator(".meta")).to_have_count(3)
+    assert prompts.built[2][0].parts == (ImagePart(RED), ImagePart(BLUE), TextPart("Which is red?"))
+    assert [name for name, _ in sent[4:]] == ["completions", "pictures", "pictures", "completions"]
+
+
+def test_a_server_that_keeps_no_pictures_gets_them_with_each_question(
+    browser: Browser, service: Service, prompts: FakePrompts
+) -> None:
+    limits = dataclasses.replace(service.limits, max_kept_bytes=0)
+    with serve(dataclasses.replace(service, limits=limits)) as url:
+        page = browser.new_page()
+        page.goto(url)
+        pick(page, file("red.png", RED))
+        for count, question in enumerate(["What?", "And now?"], start=1):
+            ask(page, question)
+            expect(page.locator(".meta")).to_have_count(count)
+        page.close()
+    assert [built[0].parts[0] for built in prompts.built] == [ImagePart(RED)] * 2
 
 
 def test_new_conversation_forgets(page: Page, prompts: FakePrompts) -> None:

@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 from mmserve.grammar.spec import JsonSchema
 from mmserve.types import ConstraintReport, Request, TokenEvent
 from tests.browser.hands import BLUE, RED, answers, ask, field, file, pick, want
-from tests.web.fakes import FakeEngine, FakePrompts, Step, eventually, say, scored
+from tests.web.fakes import FakeEngine, FakePrompts, Step, eventually, say, scored, usage_of
 
 pytestmark = pytest.mark.browser
 
@@ -223,11 +223,13 @@ def test_json_that_was_stopped_is_shown_as_it_is(page: Page, engine: FakeEngine)
     eventually(lambda: not engine.running)
 
 
-def test_instructions_go_first_and_are_said_to_be_cached(page: Page, engine: FakeEngine, prompts: FakePrompts) -> None:
-    def script(request: Request) -> Iterator[Step]:
-        from mmserve.types import Usage
+def test_instructions_go_first_and_it_is_said_what_of_them_was_cached(
+    page: Page, engine: FakeEngine, prompts: FakePrompts
+) -> None:
+    cached = iter((1, 2))
 
-        usage = Usage(len(request.prompt), 1, len(request.prompt) - 1, request.prompt.picture_tokens, 1)
+    def script(request: Request) -> Iterator[Step]:
+        usage = usage_of(request, 1, cached=next(cached))
         yield TokenEvent(request.id, text="ok", token_ids=(1,), finish_reason="stop", usage=usage)
 
     engine.script = script
@@ -235,5 +237,7 @@ def test_instructions_go_first_and_are_said_to_be_cached(page: Page, engine: Fak
     page.get_by_text("Instructions", exact=True).click()
     page.get_by_label("What the model is told before every question").fill("Be brief.")
     ask(page, "What?")
-    expect(page.locator(".meta")).to_contain_text("picture: cached · system prompt: cached")
+    expect(page.locator(".meta")).to_contain_text("picture: cached · system prompt: new")
+    ask(page, "And?")
+    expect(page.locator(".meta").last).to_contain_text("picture: cached · system prompt: cached")
     assert prompts.built[0][0].role == "system"

@@ -19,13 +19,19 @@ USAGE = {
     "prompt_tokens": 90,
     "completion_tokens": 3,
     "total_tokens": 93,
-    "prompt_tokens_details": {"cached_tokens": 80, "image_tokens": 64, "cached_images": 1},
+    "prompt_tokens_details": {
+        "cached_tokens": 80,
+        "image_tokens": 64,
+        "cached_images": 1,
+        "system_tokens": 9,
+        "cached_system_tokens": 9,
+    },
 }
 ENDING = {
     "finish_reason": "stop",
     "usage": USAGE,
     "timing": {"time_to_first_token": 0.25, "total": 0.5},
-    "images": [{"width": 640, "height": 480, "tokens": 64}],
+    "images": [{"width": 640, "height": 480, "tokens": 64, "resized": [644, 476]}],
 }
 VQA = {"id": "vqa-1", "object": "vqa.answer", "created": 1700000000, "model": "pocket-vl", "answer": "A cat.", **ENDING}
 CHAT = {

@@ -102,7 +102,7 @@ def test_ask(world: World) -> None:
     answer = world.call("ask", [PNG, png(9, 7)], "What is this?", system="Be brief.")
     assert (answer.text, answer.finish_reason, answer.model) == ("It is a cat.", "stop", "pocket-vl")
     assert answer.id == world.asked.id
-    assert answer.pictures == (PictureInfo(8, 6, ROWS), PictureInfo(9, 7, ROWS))
+    assert answer.pictures == (PictureInfo(8, 6, ROWS, (16, 12)), PictureInfo(9, 7, ROWS, (18, 14)))
     usage = answer.usage
     assert (usage.cached_tokens, usage.image_tokens, usage.completion_tokens, usage.cached_pictures) == (
         2,
@@ -158,7 +158,7 @@ def test_stream(world: World) -> None:
     assert pieces == words
     assert (stream.answer.text, stream.answer.finish_reason) == ("".join(words), "stop")
     assert stream.answer.usage.image_tokens == ROWS
-    assert stream.answer.pictures == (PictureInfo(8, 6, ROWS),)
+    assert stream.answer.pictures == (PictureInfo(8, 6, ROWS, (16, 12)),)
     assert stream.answer.timing.total >= 0
 
 

@@ -56,12 +56,12 @@ class TestAsk:
         assert answer == Answer(
             text="A cat.",
             finish_reason="stop",
-            usage=Usage(90, 3, 80, 64, 1),
+            usage=Usage(90, 3, 80, 64, 1, 9, 9),
             model="pocket-vl",
             id="vqa-1",
             created=1700000000,
             timing=Timing(0.25, 0.5),
-            pictures=(PictureInfo(640, 480, 64),),
+            pictures=(PictureInfo(640, 480, 64, (644, 476)),),
         )
         assert str(answer) == f"{answer}" == "A cat."
 
@@ -90,6 +90,7 @@ class TestAsk:
             seed=2**63,
             stop=["\n", "。"],
             ignore_eos=False,
+            skip_special_tokens=False,
             logprobs=True,
             top_logprobs=3,
             cache_salt="tenant ä",
@@ -111,6 +112,7 @@ class TestAsk:
             "seed": ["9223372036854775808"],
             "stop": ["\n", "。"],
             "ignore_eos": ["false"],
+            "skip_special_tokens": ["false"],
             "logprobs": ["true"],
             "top_logprobs": ["3"],
             "cache_salt": ["tenant ä"],
@@ -353,7 +355,7 @@ class TestChat:
             ],
         }
         assert (answer.text, answer.finish_reason, answer.id) == ("A cat.", "stop", "chatcmpl-1")
-        assert answer.usage == Usage(90, 3, 80, 64, 1)
+        assert answer.usage == Usage(90, 3, 80, 64, 1, 9, 9)
         assert answer.timing is None
 
     def test_usage_of_other_servers_lacks_our_details(self, kind: str) -> None:

@@ -76,7 +76,7 @@ class TestStreamChat:
             "pocket-vl",
             HEAD["id"],
         )
-        assert answer.usage == Usage(90, 3, 80, 64, 1)
+        assert answer.usage == Usage(90, 3, 80, 64, 1, 9, 9)
         assert answer.constraint is None
         body = json.loads(seen[0].content)
         url = f"data:image/jpeg;base64,{base64.b64encode(JPEG).decode()}"
@@ -139,7 +139,9 @@ class TestImage:
         path.unlink()
         for _ in range(2):
             Both(kind, handler).call("ask", [picture, picture], "Who?")
-        parts = [part for request in seen for part in form_parts(request) if part.name == "image"]
+        # This server keeps no pictures: each client finds that out once, and the bytes go with the questions.
+        assert [request.url.path for request in seen] == ["/v1/pictures", "/v1/vqa"] * 2
+        parts = [part for request in seen[1::2] for part in form_parts(request) if part.name == "image"]
         assert [(part.value, part.filename, part.media_type) for part in parts] == [(JPEG, "cat.jpg", "image/jpeg")] * 4
 
     def test_is_encoded_once(self) -> None:

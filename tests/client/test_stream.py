@@ -58,9 +58,9 @@ class TestWhole:
         assert answer.text == found.text == "".join(TEXT)
         assert (answer.finish_reason, answer.model, answer.id) == ("stop", "pocket-vl", "vqa-1")
         assert answer.created == 1700000000
-        assert answer.usage == Usage(90, 3, 80, 64, 1)
+        assert answer.usage == Usage(90, 3, 80, 64, 1, 9, 9)
         assert answer.timing == Timing(0.25, 0.5)
-        assert answer.pictures == (PictureInfo(640, 480, 64),)
+        assert answer.pictures == (PictureInfo(640, 480, 64, (644, 476)),)
         assert answer.logprobs is None
 
     def test_a_byte_at_a_time(self, kind: str) -> None:

@@ -101,6 +101,7 @@ def test_a_second_question_reuses_prompt_and_picture(engine: Engine, ask: Asker)
     assert usage is not None
     assert usage.cached_tokens >= second.prompt.ranges[-1].end
     assert usage.cached_pictures == 1
+    assert usage.cached_system_tokens == usage.system_tokens == second.prompt.system_tokens > 0
     assert after["pictures_decoded"] == before["pictures_decoded"] == 1
     assert after["pictures_encoded"] == before["pictures_encoded"] == 1
 

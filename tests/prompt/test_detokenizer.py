@@ -84,6 +84,18 @@ def test_special_tokens_are_skipped_and_padding_rows_are_empty(table: TokenTable
     assert (table.text_of(end), table.bytes_of(end)) == ("<|im_end|>", b"<|im_end|>")
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 511), max_size=40), st.integers(1, 5))
+def test_special_tokens_are_spelled_out_where_that_is_wanted(
+    table: TokenTable, tokenizer: Tokenizer, ids: list[int], step: int
+) -> None:
+    detokenizer = Detokenizer(table, special=True)
+    whole = "".join(detokenizer.push(ids[at : at + step]) for at in range(0, len(ids), step)) + detokenizer.flush()
+    assert whole == b"".join(map(table.bytes_of, ids)).decode("utf-8", "replace")
+    if not any(id_ in table.special_ids for id_ in ids):
+        assert whole == tokenizer.decode(ids)
+
+
 def test_special_tokens_inside_a_character_do_not_break_it(table: TokenTable, checkpoint: Checkpoint) -> None:
     id_of = {table.bytes_of(id_): id_ for id_ in range(490)}
     first, *rest = (id_of[bytes([byte])] for byte in "é".encode())

@@ -35,6 +35,9 @@ class Tiles:
     def measure(self, width: int, height: int) -> tuple[Grid, int]:
         return Grid(self.tiles, 2, 2), 2 * self.tiles * (width > 0 < height)
 
+    def resized(self, _: Grid) -> None:
+        """The picture is never seen as a whole."""
+
 
 def rows_in_brackets(picture: Picture) -> Sequence[Segment]:
     inside = [segment for tile in range(picture.grid.t) for segment in (f"[{tile}", Rows(2), "]")]

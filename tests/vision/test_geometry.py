@@ -49,6 +49,7 @@ def test_any_geometry_is_smart_resize(width: int, height: int, patch: int, merge
         assert geometry.measure(width, height) == (grid, geometry.rows(grid))
         assert min(grid) >= 1
         assert geometry.rows(grid) * merge**2 == grid.t * grid.h * grid.w
+        assert geometry.resized(grid) == (grid.w * patch, grid.h * patch)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (28, 28), (29, 27), (64, 64), (1, 200), (300, 100), (1000, 1000), (13, 999)])

@@ -12,16 +12,6 @@ from web.service import ServedModel, Service
 
 
 @pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-def prompts() -> FakePrompts:
-    return FakePrompts()
-
-
-@pytest.fixture
 def service(engine: FakeEngine, prompts: FakePrompts) -> Service:
     model = ServedModel("pocket-vl", description="A small model.", card="# Can\n- count", created=1700000000)
     limits = Limits(max_picture_bytes=600_000, max_pictures=3, max_body_bytes=2_000_000)

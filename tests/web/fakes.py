@@ -74,7 +74,8 @@ class FakePrompts:
             ranges.append(PictureRange(length, length + ROWS, len(pictures)))
             length += ROWS
             pictures.append(_picture(part))
-        return Prompt(np.zeros(length, dtype=np.int64), tuple(pictures), tuple(ranges))
+        system = sum(words for message in messages if message.role == "system" for words in _words(message))
+        return Prompt(np.zeros(length, dtype=np.int64), tuple(pictures), tuple(ranges), system)
 
     def append_text(self, prompt: Prompt, text: str, *, end: bool = False) -> Prompt:
         """One token a character, its code point; ``END`` ends the turn."""
@@ -119,12 +120,17 @@ PLACEHOLDER = "\ufffc"
 """What stands for a picture in the fake tokenizer's text."""
 
 
+def _words(message: Message) -> Iterator[int]:
+    return (len(part.text.split()) for part in message.parts if isinstance(part, TextPart))
+
+
 def _picture(part: ImagePart, where: str = "image") -> Picture:
     if not part.data.startswith(b"\x89PNG\r\n\x1a\n"):
         raise UnsupportedPicture("this file is not a picture that can be read; send a PNG", param=where)
     width, height = (int.from_bytes(part.data[at : at + 4], "big") for at in (16, 20))
     content = ContentHash(hashlib.sha256(part.data).digest())
-    return Picture(part.data, ImageHeader("PNG", width, height), content, Grid(1, 4, 4), ROWS)
+    # The fake model sees pictures at twice their size.
+    return Picture(part.data, ImageHeader("PNG", width, height), content, Grid(1, 4, 4), ROWS, (2 * width, 2 * height))
 
 
 CONTEXT = 512
@@ -208,12 +214,14 @@ def scored(request: Request, logprob: Callable[[str], float], cached: int = 2) -
     text = "".join(map(chr, ids))
     entries = [TokenLogprob(END, "", 0.0)] * (len(text) + 1)
     entries[0] = TokenLogprob(ids[0], text[0], logprob(text))
-    usage = Usage(len(request.prompt), 0, cached, request.prompt.picture_tokens, 1)
+    usage = usage_of(request, 0, cached)
     yield TokenEvent(request.id, logprobs=tuple(entries), finish_reason="stop", usage=usage)
 
 
 def usage_of(request: Request, completion: int, cached: int = 2) -> Usage:
-    return Usage(len(request.prompt), completion, cached, request.prompt.picture_tokens, cached_pictures=1)
+    prompt = request.prompt
+    system = prompt.system_tokens
+    return Usage(len(prompt), completion, cached, prompt.picture_tokens, 1, system, min(cached, system))
 
 
 def forever(request: Request) -> Iterator[Step]:

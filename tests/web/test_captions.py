@@ -83,7 +83,7 @@ async def test_a_line_for_each_picture(client: httpx.AsyncClient, engine: FakeEn
             "caption": "It is a cat.",
             "finish_reason": "stop",
             "model": "pocket-vl",
-            "image": {"width": 8, "height": 6, "tokens": 4},
+            "image": {"width": 8, "height": 6, "tokens": 4, "resized": [16, 12]},
             "copy_of": None,
             "constraint": None,
             "parsed": None,

@@ -62,8 +62,15 @@ async def test_completion(client: httpx.AsyncClient, engine: FakeEngine) -> None
             "prompt_tokens": ROWS + 3,
             "completion_tokens": 3,
             "total_tokens": ROWS + 6,
-            "prompt_tokens_details": {"cached_tokens": 2, "image_tokens": ROWS, "cached_images": 1},
+            "prompt_tokens_details": {
+                "cached_tokens": 2,
+                "image_tokens": ROWS,
+                "cached_images": 1,
+                "system_tokens": 0,
+                "cached_system_tokens": 0,
+            },
         },
+        "images": [{"width": 8, "height": 6, "tokens": ROWS, "resized": [16, 12]}],
     }
 
 
@@ -110,6 +117,7 @@ async def test_every_sampling_field_arrives(client: httpx.AsyncClient, engine: F
         stop=["a", "b"],
         stop_token_ids=[1, 2],
         ignore_eos=True,
+        skip_special_tokens=False,
         logprobs=True,
         top_logprobs=2,
         cache_salt="s",
@@ -130,6 +138,7 @@ async def test_every_sampling_field_arrives(client: httpx.AsyncClient, engine: F
         stop=("a", "b"),
         stop_token_ids=(1, 2),
         ignore_eos=True,
+        skip_special_tokens=False,
         logprobs=2,
     )
 
@@ -201,6 +210,7 @@ async def test_stream_with_usage(client: httpx.AsyncClient) -> None:
     assert all(chunk["usage"] is None for chunk in chunks)
     assert last["choices"] == []
     assert last["usage"]["prompt_tokens_details"]["image_tokens"] == ROWS
+    assert last["images"] == [{"width": 8, "height": 6, "tokens": ROWS, "resized": [16, 12]}]
 
 
 async def test_stream_with_logprobs_keeps_those_of_tokens_without_text(

@@ -151,7 +151,7 @@ async def test_engine_that_says_nothing_about_the_constraint_is_not_believed(
 async def test_chat_says_nothing_where_all_is_as_asked(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     answering(engine, "{", "}", report=ConstraintReport(forced_tokens=1))
     body = (await chat(client, **OBJECT)).json()
-    assert set(body) == {"id", "object", "created", "model", "choices", "usage"}
+    assert set(body) == {"id", "object", "created", "model", "choices", "usage", "images"}
     assert set(body["choices"][0]) == {"index", "message", "logprobs", "finish_reason"}
     *chunks, _ = sse((await chat(client, stream=True, **OBJECT)).content)
     assert {frozenset(chunk) for chunk in chunks} == {frozenset({"id", "object", "created", "model", "choices"})}

@@ -65,7 +65,13 @@ async def test_choice(client: httpx.AsyncClient, engine: FakeEngine, prompts: Fa
             "prompt_tokens": ROWS + 4 + len("red") + 1 + len("blue") + 1,
             "completion_tokens": 0,
             "total_tokens": ROWS + 4 + len("red") + 1 + len("blue") + 1,
-            "prompt_tokens_details": {"cached_tokens": 2, "image_tokens": ROWS, "cached_images": 1},
+            "prompt_tokens_details": {
+                "cached_tokens": 2,
+                "image_tokens": ROWS,
+                "cached_images": 1,
+                "system_tokens": 0,
+                "cached_system_tokens": 0,
+            },
         },
     }
     parts = (ImagePart(png()), TextPart("Look closely."), TextPart("\n\n"), TextPart("Which colour?"))

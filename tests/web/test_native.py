@@ -221,8 +221,9 @@ async def test_why_it_ended(client: httpx.AsyncClient, engine: FakeEngine) -> No
     assert (await ended("a", [END], **trim))[1] == "a"
     assert (await ended("a", [END], skip_special_tokens=False, **trim))[1] == "a<end>"
     assert (await ended("a", [END], skip_special_tokens=False))[1] == "a"
-    assert (await ended("a", [END, ord("b")], "length", skip_special_tokens=False))[1] == "a<end>b"
-    assert (await ended("a", [END, ord("\n")], skip_special_tokens=False, stop="\n"))[1] == "a<end>"
+    seen = await ended("a", [ord("\n"), ord("b")], skip_special_tokens=False, stop=["\n", "<end>"])
+    assert seen == ({"type": "stop", "matched": "\n"}, "a")
+    assert engine.requests[-1].sampling.skip_special_tokens is False
 
 
 async def test_nothing_but_the_prompt(client: httpx.AsyncClient, engine: FakeEngine) -> None:

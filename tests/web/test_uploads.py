@@ -20,6 +20,7 @@ from mmserve.config import Limits
 from mmserve.errors import MMServeError, RequestError
 from tests.web.fakes import FakeEngine, png
 from tests.web.test_vqa import error_of
+from web.pictures import PictureShelf
 from web.service import Service
 from web.uploads import Form, FormRules, read_form
 
@@ -50,7 +51,7 @@ def read(chunks: list[bytes], content_type: str = TYPE, **headers: str) -> Form:
 
     sent = {"content-type": content_type} | {name.replace("_", "-"): value for name, value in headers.items()}
     scope = {"type": "http", "headers": [(name.encode(), value.encode()) for name, value in sent.items()]}
-    return asyncio.run(read_form(Request(scope, receive), RULES, LIMITS, idle_seconds=1.0))
+    return asyncio.run(read_form(Request(scope, receive), RULES, PictureShelf(LIMITS), idle_seconds=1.0))
 
 
 def test_form_is_read_whole() -> None:
@@ -135,7 +136,7 @@ async def _read_with_room(body: bytes) -> Form:
         return {"type": "http.request", "body": body}
 
     scope = {"type": "http", "headers": [(b"content-type", TYPE.encode())]}
-    return await read_form(Request(scope, receive), RULES, Limits(), idle_seconds=1.0)
+    return await read_form(Request(scope, receive), RULES, PictureShelf(Limits()), idle_seconds=1.0)
 
 
 def test_picture_over_its_limit_is_refused_before_the_rest_is_read() -> None:

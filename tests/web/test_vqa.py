@@ -57,9 +57,15 @@ async def test_answer_in_json(client: httpx.AsyncClient, engine: FakeEngine) -> 
             "prompt_tokens": ROWS + 3,
             "completion_tokens": 3,
             "total_tokens": ROWS + 6,
-            "prompt_tokens_details": {"cached_tokens": 2, "image_tokens": ROWS, "cached_images": 1},
+            "prompt_tokens_details": {
+                "cached_tokens": 2,
+                "image_tokens": ROWS,
+                "cached_images": 1,
+                "system_tokens": 0,
+                "cached_system_tokens": 0,
+            },
         },
-        "images": [{"width": 8, "height": 6, "tokens": ROWS}],
+        "images": [{"width": 8, "height": 6, "tokens": ROWS, "resized": [16, 12]}],
         "constraint": None,
         "parsed": None,
     }
@@ -80,8 +86,8 @@ async def test_message_is_system_then_pictures_in_order_then_question(
         ]
     ]
     assert response.json()["images"] == [
-        {"width": 8, "height": 6, "tokens": ROWS},
-        {"width": 4, "height": 2, "tokens": ROWS},
+        {"width": 8, "height": 6, "tokens": ROWS, "resized": [16, 12]},
+        {"width": 4, "height": 2, "tokens": ROWS, "resized": [8, 4]},
     ]
 
 
@@ -114,6 +120,7 @@ async def test_every_sampling_field_arrives(
         "stop": ["\n", "END"],
         "stop_token_ids": ["3", "4"],
         "ignore_eos": "true",
+        "skip_special_tokens": "false",
         "logprobs": "true",
         "top_logprobs": "3",
         "cache_salt": "tenant",
@@ -136,6 +143,7 @@ async def test_every_sampling_field_arrives(
         stop=("\n", "END"),
         stop_token_ids=(3, 4),
         ignore_eos=True,
+        skip_special_tokens=False,
         logprobs=3,
     )
     assert engine.requests[0].cache_salt == "tenant"
@@ -180,7 +188,7 @@ async def test_stream(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     assert last["finish_reason"] == "stop"
     assert last["usage"]["total_tokens"] == ROWS + 6
     assert set(last["timing"]) == {"time_to_first_token", "total"}
-    assert last["images"] == [{"width": 8, "height": 6, "tokens": ROWS}]
+    assert last["images"] == [{"width": 8, "height": 6, "tokens": ROWS, "resized": [16, 12]}]
     assert not engine.aborted
 
 

@@ -61,18 +61,33 @@ def test_a_known_picture_is_not_looked_at_again_whatever_it_is_called(
 ) -> None:
     first = ask(server, RED, cache_salt="known").json()
     assert first["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
-    assert first["images"] == [{"width": 100, "height": 80, "tokens": first["images"][0]["tokens"]}]
+    [image] = first["images"]
+    assert (image["width"], image["height"]) == (100, 80)
+    assert image["tokens"] == image["resized"][0] * image["resized"][1] // 28**2
     before = counts(engine)
     again = ask(server, RED, name="other.png", cache_salt="known").json()
     as_uri = server.post("/v1/chat/completions", json=chat_body(RED, ignore_eos=True, cache_salt="known")).json()
+    assert again["images"] == as_uri["images"] == [image]
     assert again["answer"] == first["answer"] == as_uri["choices"][0]["message"]["content"]
     for usage in (again["usage"], as_uri["usage"]):
         details = usage["prompt_tokens_details"]
         assert details["cached_tokens"] >= details["image_tokens"] > 0
         assert details["cached_images"] == 1
+        assert details["cached_system_tokens"] == details["system_tokens"] > 0
     after = counts(engine)
     assert after["pictures_decoded"] == before["pictures_decoded"]
     assert after["pictures_encoded"] == before["pictures_encoded"]
+
+
+def test_a_system_prompt_is_known_by_its_words_and_before_any_picture(server: httpx.Client) -> None:
+    fresh = ask(server, RED, system="Answer in one word.", cache_salt="told").json()["usage"]
+    other_picture = ask(server, BLUE, system="Answer in one word.", cache_salt="told").json()["usage"]
+    other_words = ask(server, RED, system="Answer in two words.", cache_salt="told").json()["usage"]
+    told = [usage["prompt_tokens_details"] for usage in (fresh, other_picture, other_words)]
+    assert [each["cached_images"] for each in told] == [0, 0, 1]
+    assert told[0]["cached_system_tokens"] == 0
+    assert told[1]["cached_system_tokens"] == told[1]["system_tokens"] == told[0]["system_tokens"] > 0
+    assert told[2]["cached_system_tokens"] < told[2]["system_tokens"]
 
 
 def test_stream_and_whole_answer_are_the_same_text(server: httpx.Client) -> None:
@@ -102,7 +117,7 @@ def test_clients_that_leave_free_their_slots(server: httpx.Client, engine: Local
     with httpx.Client(base_url=server.base_url) as leaver:
         with leaver.stream("POST", "/v1/chat/completions", json=endless) as response:
             next(response.iter_bytes())
-            assert counts(engine)["requests_running"] >= 1
+            eventually(lambda: counts(engine)["requests_running"] >= 1)  # told of once a step
             assert ask(server, BLUE).status_code == 200
         eventually(lambda: counts(engine)["requests_aborted"] == aborted + 2)
     eventually(lambda: counts(engine)["requests_running"] == 0)

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from mmserve.config import Limits
 from mmserve.errors import InvalidField
 from mmserve.types import Message
 from web.decisions.questions import (
@@ -20,6 +19,7 @@ from web.decisions.questions import (
     check_questions,
 )
 from web.decisions.scoring import Row
+from web.pictures import PictureShelf
 from web.schemas import ChatMessage, ChatRequest, chat_messages, open_turn
 from web.service import PromptBuilder
 
@@ -80,23 +80,23 @@ class ContinuationBody(BaseModel):
         """Raises ``InvalidField`` where an option comes twice or there is too much to score."""
         return check_questions([question.made() for question in self.questions])
 
-    def conversation(self, limits: Limits) -> _Conversation:
-        """Pictures decoded. Raises ``InvalidField`` or a ``PictureError``."""
+    def conversation(self, shelf: PictureShelf) -> _Conversation:
+        """Pictures read. Raises ``InvalidField`` or a ``PictureError``."""
         fields: dict[str, Any] = {
             name: getattr(self, name) for name in ("messages", "continue_final_message", "add_generation_prompt")
         }
         chat = ChatRequest(**fields)
         chat.refuse_unsupported()
-        messages = chat_messages(chat, limits)
+        messages = chat_messages(chat, shelf)
         if self.continue_final_message:
             return _Conversation(*open_turn(messages))
         if self.add_generation_prompt is False:
             raise InvalidField("the options begin a turn of the assistant's", param="add_generation_prompt")
         return _Conversation(messages, "")
 
-    def rows(self, prompts: PromptBuilder, limits: Limits) -> list[Row]:
+    def rows(self, prompts: PromptBuilder, shelf: PictureShelf) -> list[Row]:
         """What is to be scored. CPU work in proportion to the pictures and options."""
-        conversation = self.conversation(limits)
+        conversation = self.conversation(shelf)
         base = prompts.build(conversation.messages, cache_salt=self.cache_salt)
         rows = []
         for q, question in enumerate(self.questions):

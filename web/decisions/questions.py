@@ -22,11 +22,12 @@ from pydantic import (
     model_validator,
 )
 
-from mmserve.config import MIB, Limits
+from mmserve.config import MIB
 from mmserve.errors import InvalidField, TooManyPictures
 from mmserve.types import ImagePart, Message, TextPart
 from web.errors import explain
-from web.schemas import ImageUrl, decode_data_uri
+from web.pictures import PictureShelf
+from web.schemas import ImageUrl
 
 MAX_QUESTIONS = 400
 MAX_OPTIONS = 255
@@ -341,8 +342,8 @@ class DecisionBody(_Strict):
         """Raises ``InvalidField`` where an option comes twice or there is too much to score."""
         return check_questions([question.made() for question in self.questions])
 
-    def messages(self, limits: Limits) -> list[Message]:
-        """The turns before the question, pictures decoded. Raises ``InvalidField`` or a ``PictureError``."""
+    def messages(self, shelf: PictureShelf) -> list[Message]:
+        """The turns before the question, pictures read. Raises ``InvalidField`` or a ``PictureError``."""
         pictures = [(image.url, f"images[{i}].url") for i, image in enumerate(self.images)]
         turns: list[tuple[str, list[TextPart | tuple[str, str]]]] = [("user", list(pictures))]
         if self.openai and isinstance(self.input, list):
@@ -350,10 +351,10 @@ class DecisionBody(_Strict):
         elif text := shown(self.input):
             turns[0][1].append(TextPart(text))
         addresses = [part for _, parts in turns for part in parts if isinstance(part, tuple)]
-        if len(addresses) > limits.max_pictures:
-            where = addresses[limits.max_pictures][1]
-            raise TooManyPictures(f"a request may have at most {limits.max_pictures} pictures", param=where)
-        messages = [Message(role, tuple(_decoded(part, limits) for part in parts)) for role, parts in turns if parts]
+        most = shelf.limits.max_pictures
+        if len(addresses) > most:
+            raise TooManyPictures(f"a request may have at most {most} pictures", param=addresses[most][1])
+        messages = [Message(role, tuple(_read(part, shelf) for part in parts)) for role, parts in turns if parts]
         size = sum(len(part.data) for message in messages for part in message.parts if isinstance(part, ImagePart))
         if size * len(self.questions) > MAX_HASHED_BYTES:
             raise InvalidField("so many questions about so large pictures are too much at once", param="questions")
@@ -375,10 +376,8 @@ def _turn(value: Any, where: str) -> tuple[str, list[TextPart | tuple[str, str]]
     ]
 
 
-def _decoded(part: TextPart | tuple[str, str], limits: Limits) -> TextPart | ImagePart:
-    if isinstance(part, TextPart):
-        return part
-    return ImagePart(decode_data_uri(part[0], limits.max_picture_bytes, part[1]))
+def _read(part: TextPart | tuple[str, str], shelf: PictureShelf) -> TextPart | ImagePart:
+    return part if isinstance(part, TextPart) else ImagePart(shelf.read(*part))
 
 
 def with_question(messages: Sequence[Message], question: Question) -> list[Message]:

@@ -109,7 +109,7 @@ def _scores(logprobs: Sequence[float], temperature: float, tokens: Sequence[int]
 
 def _usage(rows: Sequence[Row], tallies: Sequence[Tally]) -> Usage:
     """Each question's prompt is counted once, and so is what of it was cached before: the least that any row found."""
-    prompt = cached = pictures = images = 0
+    prompt = cached = pictures = images = system = cached_system = 0
     for of_question in _by_question(rows, tallies):
         first = of_question[0][0]
         usages = [tally.usage for _, tally in of_question if tally.usage is not None]
@@ -117,7 +117,9 @@ def _usage(rows: Sequence[Row], tallies: Sequence[Tally]) -> Usage:
         cached += min((min(usage.cached_tokens, first.asked) for usage in usages), default=0)
         pictures += min((usage.cached_pictures for usage in usages), default=0)
         images += first.prompt.picture_tokens
-    return Usage(prompt, 0, cached, images, pictures)
+        system += first.prompt.system_tokens
+        cached_system += min((usage.cached_system_tokens for usage in usages), default=0)
+    return Usage(prompt, 0, cached, images, pictures, system, cached_system)
 
 
 def _by_question(rows: Sequence[Row], tallies: Sequence[Tally]) -> Iterator[list[tuple[Row, Tally]]]:

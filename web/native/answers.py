@@ -82,16 +82,12 @@ class Progress:
             return ""
         matched = self._matched() if self.finished and not self._aborted else None
         text = self.tally.text
-        if self.finished and native.skip_special_tokens is False:
-            ids = self._ids[:-1] if isinstance(matched, int) else self._ids
-            text = self._prompts.decode(ids, special=True)
-            if isinstance(matched, str):
-                text = text[:at] if (at := text.find(matched, len(self.tally.text))) >= 0 else self.tally.text
         if not native.no_stop_trim or matched is None:
             return text
-        if isinstance(matched, str):
-            return text + matched
-        return text + self._prompts.decode([matched], special=native.skip_special_tokens is False)
+        return text + (matched if isinstance(matched, str) else self._decode([matched]))
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self._prompts.decode(ids, special=self.item.native.skip_special_tokens is False)
 
     def _finish(self) -> dict[str, Any] | None:
         if not self.finished:
@@ -111,7 +107,7 @@ class Progress:
         """
         if self.tally.finish_reason != "stop" or not self._ids:
             return None
-        rest = self._prompts.decode(self._ids)[len(self.tally.text) :]
+        rest = self._decode(self._ids)[len(self.tally.text) :]
         stops = [stop for stop in self.item.native.stop or () if rest.startswith(stop)]
         if stops:
             return max(stops, key=len)

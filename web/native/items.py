@@ -64,7 +64,7 @@ def items_of(service: Service, body: GenerateBody, identity: str) -> tuple[list[
         raise InvalidField("n must be the same for all prompts", param="sampling_params")
     if len(given) * n > MAX_ITEMS:
         raise InvalidField(f"at most {MAX_ITEMS} answers may be asked for at once", param="text")
-    pictures = pictures_of(body.image_data, len(given), batch, service.limits)
+    pictures = pictures_of(body.image_data, len(given), batch, service.shelf)
     if sum(len(data) for each in pictures for data in each) > MAX_HASHED_BYTES:
         raise InvalidField("so large pictures for so many prompts are too much at once", param="image_data")
     salts = _spread(body.cache_salt, given, "cache_salt", "")

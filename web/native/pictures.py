@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from mmserve.config import Limits
 from mmserve.errors import InvalidField, TooManyPictures
-from web.schemas import decode_data_uri
+from web.pictures import PREFIX, PictureShelf
 
 Source: TypeAlias = tuple[str, str]
 """A picture as it was sent, and the path of its place in the body."""
 
 
-def pictures_of(image_data: Any, count: int, batch: bool, limits: Limits) -> list[tuple[bytes, ...]]:
+def pictures_of(image_data: Any, count: int, batch: bool, shelf: PictureShelf) -> list[tuple[bytes, ...]]:
     """The pictures of each of ``count`` prompts; ``batch`` says whether the body has a list of prompts.
 
     A single picture belongs to every prompt. A list belongs to the one prompt, or has an entry for each: a picture, a
@@ -21,7 +20,7 @@ def pictures_of(image_data: Any, count: int, batch: bool, limits: Limits) -> lis
     """
     sources = _sources(image_data, count, batch)
     known: dict[str, bytes] = {}  # a picture that stands for every prompt is decoded once
-    return [_decoded(each, limits, known) for each in sources]
+    return [_read(each, shelf, known) for each in sources]
 
 
 def _sources(image_data: Any, count: int, batch: bool) -> list[list[Source]]:
@@ -56,28 +55,27 @@ def _text(value: Any, path: str) -> str:
     return value
 
 
-def _decoded(sources: Sequence[Source], limits: Limits, known: dict[str, bytes]) -> tuple[bytes, ...]:
-    if len(sources) > limits.max_pictures:
-        raise TooManyPictures(
-            f"a prompt may have at most {limits.max_pictures} pictures", param=sources[limits.max_pictures][1]
-        )
-    return tuple(_bytes(text, path, limits, known) for text, path in sources)
+def _read(sources: Sequence[Source], shelf: PictureShelf, known: dict[str, bytes]) -> tuple[bytes, ...]:
+    most = shelf.limits.max_pictures
+    if len(sources) > most:
+        raise TooManyPictures(f"a prompt may have at most {most} pictures", param=sources[most][1])
+    return tuple(_bytes(text, path, shelf, known) for text, path in sources)
 
 
-def _bytes(text: str, path: str, limits: Limits, known: dict[str, bytes]) -> bytes:
+def _bytes(text: str, path: str, shelf: PictureShelf, known: dict[str, bytes]) -> bytes:
     found = known.get(text)
     if found is None:
-        found = known[text] = _picture(text, path, limits)
+        found = known[text] = _picture(text, path, shelf)
     return found
 
 
-def _picture(text: str, path: str, limits: Limits) -> bytes:
-    if text[:5].lower() == "data:":
-        return decode_data_uri(text, limits.max_picture_bytes, path)
+def _picture(text: str, path: str, shelf: PictureShelf) -> bytes:
+    if text[:5].lower() == "data:" or text.startswith(PREFIX):
+        return shelf.read(text, path)
     if "://" in text[:64]:
-        return decode_data_uri(text, limits.max_picture_bytes, path)  # which says that addresses are off
+        return shelf.read(text, path)  # which says that addresses are off
     try:
-        return decode_data_uri(f"data:;base64,{text}", limits.max_picture_bytes, path)
+        return shelf.read(f"data:;base64,{text}", path)
     except InvalidField:
         raise InvalidField(
             f"{path} is neither a data URI nor base64 (standard alphabet, padded); the server reads no files by name: "

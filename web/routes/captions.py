@@ -20,7 +20,7 @@ from mmserve.template import DEFAULT_CAPTION_PROMPT, Template, file_values
 from mmserve.types import ImagePart, Message, Prompt, SamplingParams, TextPart
 from web.constraints import Wanted, constraint_of, from_form, naming, verdict_on, vqa_answer
 from web.errors import error_body, explain, internal_error
-from web.generation import Stopwatch, Tally, collect, logprobs_json, make_requests, offload, usage_json
+from web.generation import Stopwatch, Tally, collect, image_json, logprobs_json, make_requests, offload, usage_json
 from web.middleware import request_id
 from web.schemas import SamplingFields, WordFields, request_schema
 from web.service import Service
@@ -104,7 +104,7 @@ def captions_router(service: Service) -> APIRouter:
         """Captions many pictures; the answer has a line of JSON for each, in the order in which they are ready."""
         if not service.engine.ready:
             raise EngineUnavailable("the model is not ready; try again in a moment")
-        form = await read_form(request, rules, service.limits, service.upload_idle_seconds)
+        form = await read_form(request, rules, service.shelf, service.upload_idle_seconds)
         response = await start_stream(request, await _lines_of(service, form, f"cap-{request_id(request)}"))
         response.headers["Content-Type"] = "application/x-ndjson"
         return response
@@ -214,7 +214,7 @@ class _Run:
             "caption": tally.text.strip(),
             "finish_reason": tally.finish_reason,
             "model": self._batch.model,
-            "image": {"width": picture.header.width, "height": picture.header.height, "tokens": picture.rows},
+            "image": image_json(picture),
             "usage": usage_json([tally.usage]),
             "copy_of": None,
         }

@@ -18,7 +18,17 @@ from mmserve.types import Prompt, SamplingParams, TokenEvent
 from mmserve.types import Request as EngineRequest
 from web.constraints import Wanted, chat_choice, chat_extra, constraint_of, naming, verdict_on
 from web.errors import explain
-from web.generation import Stopwatch, Tally, collect, generate, logprobs_json, make_requests, offload, usage_json
+from web.generation import (
+    Stopwatch,
+    Tally,
+    collect,
+    generate,
+    images_json,
+    logprobs_json,
+    make_requests,
+    offload,
+    usage_json,
+)
 from web.middleware import request_id
 from web.schemas import ChatRequest, IgnoredFields, chat_messages, open_turn, request_schema
 from web.service import Service
@@ -62,7 +72,8 @@ def chat_router(service: Service) -> APIRouter:
             for i, (tally, verdict) in enumerate(zip(tallies, verdicts, strict=True))
         ]
         usage = usage_json(tally.usage for tally in tallies)
-        return JSONResponse(envelope | {"choices": choices, "usage": usage} | chat_extra(verdicts))
+        rest = {"usage": usage, "images": images_json(prompt)}
+        return JSONResponse(envelope | {"choices": choices} | rest | chat_extra(verdicts))
 
     return router
 
@@ -77,7 +88,7 @@ def _prepare(service: Service, body: bytes) -> tuple[ChatRequest, SamplingParams
     service.find_model(asked.model)
     wanted = asked.wanted()
     sampling = asked.sampling(service.sampling)
-    messages = chat_messages(asked, service.limits)
+    messages = chat_messages(asked, service.shelf)
     text = ""
     if asked.continue_final_message:
         messages, text = open_turn(messages)
@@ -115,7 +126,8 @@ async def _frames(
                 end = _delta_choice(index, {}, event.finish_reason) | chat_choice(verdict)
                 yield frame(chunk | {"choices": [end]} | rest | chat_extra([verdict]))
     if with_usage:
-        yield frame(chunk | {"choices": [], "usage": usage_json(tally.usage for tally in tallies)})
+        last = {"usage": usage_json(tally.usage for tally in tallies), "images": images_json(requests[0].prompt)}
+        yield frame(chunk | {"choices": []} | last)
     yield DONE
 
 

@@ -71,8 +71,8 @@ def _prepare(service: Service, body: bytes) -> tuple[DecisionBody | Continuation
         service.find_model(asked.model)
         questions = asked.asked()
         if isinstance(asked, ContinuationBody):
-            return asked, questions, asked.rows(service.prompts, service.limits)
-        messages = asked.messages(service.limits)
+            return asked, questions, asked.rows(service.prompts, service.shelf)
+        messages = asked.messages(service.shelf)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         raise explain([{**e, "loc": _own_path(e["loc"])} for e in found]) from None

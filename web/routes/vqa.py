@@ -13,11 +13,21 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from mmserve.errors import EngineUnavailable, InvalidField, PictureError, RequestError, TooManyPictures
-from mmserve.types import Prompt, TokenEvent
 from mmserve.types import Request as EngineRequest
+from mmserve.types import TokenEvent
 from web.constraints import constraint_of, naming, verdict_on, vqa_answer
 from web.errors import explain
-from web.generation import Stopwatch, Tally, collect, generate, logprobs_json, make_requests, offload, usage_json
+from web.generation import (
+    Stopwatch,
+    Tally,
+    collect,
+    generate,
+    images_json,
+    logprobs_json,
+    make_requests,
+    offload,
+    usage_json,
+)
 from web.middleware import request_id
 from web.schemas import VQA_REPEATED, VqaFields, request_schema
 from web.service import Service
@@ -35,7 +45,7 @@ def vqa_router(service: Service) -> APIRouter:
         """Answers a question about one or several pictures."""
         if not service.engine.ready:
             raise EngineUnavailable("the model is not ready; try again in a moment")
-        form = await read_form(request, _RULES, service.limits, service.upload_idle_seconds)
+        form = await read_form(request, _RULES, service.shelf, service.upload_idle_seconds)
         with _fields_of_the_form():
             return await _answer(service, request, form)
 
@@ -67,7 +77,7 @@ async def _answer(service: Service, request: Request, form: Form) -> Response:
         "finish_reason": tally.finish_reason,
         "usage": usage_json([tally.usage]),
         "timing": watch.timing(),
-        "images": _images_json(prompt),
+        "images": images_json(prompt),
         **vqa_answer(verdict, constraint, tally.text),
     }
     if sampling.logprobs is not None:
@@ -129,12 +139,8 @@ def _ending(request: EngineRequest, event: TokenEvent, watch: Stopwatch) -> dict
         "finish_reason": event.finish_reason,
         "usage": usage_json([event.usage]),
         "timing": watch.timing(),
-        "images": _images_json(request.prompt),
+        "images": images_json(request.prompt),
     }
-
-
-def _images_json(prompt: Prompt) -> list[dict[str, int]]:
-    return [{"width": p.header.width, "height": p.header.height, "tokens": p.rows} for p in prompt.pictures]
 
 
 def _description() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 // A finished answer as it is shown: text, choices with their probabilities, or the fields of JSON.
 
+import { fromJSON, words as wordsOf } from "./boxes.js";
 import { el } from "./dom.js";
 import { t } from "./i18n.js";
 
@@ -9,7 +10,14 @@ const UNLIKELY = 0.5; // below it the model would rather have said something els
 export function renderAnswer(answer, shape) {
   if (shape.kind === "choice") return [text(answer.text), bars(answer), ...note(answer.mass < UNLIKELY && t("lowMass", { mass: percent(answer.mass) }))];
   if (shape.kind === "json") return [...fields(answer.text), ...flags(answer)];
-  return [text(answer.text)];
+  return fromJSON(answer.text) ? fields(answer.text) : [prose(answer.text)];
+}
+
+// Text with the names of what has a box in the box's colour.
+function prose(words) {
+  const parts = wordsOf(words).map((part) => (typeof part === "string" ? part : el("span", { className: `thing shade-${part.shade}`, textContent: part.label })));
+  if (!parts.length) return text("");
+  return el("p", { className: "answer-text" }, ...parts);
 }
 
 function text(words) {
@@ -36,7 +44,7 @@ function bars({ probabilities }) {
 function fields(words) {
   let value;
   try {
-    value = JSON.parse(words);
+    value = JSON.parse(words.match(/```(?:json)?\s*([\s\S]*?)```/)?.[1] ?? words);
   } catch {
     return [text(words), ...note(t("notJSON"))];
   }

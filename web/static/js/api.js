@@ -4,9 +4,10 @@ import { isKnown, language, t } from "./i18n.js";
 import { apiKey, askForKey } from "./key.js";
 
 export class ServerError extends Error {
-  // retryAfter is in seconds; null where asking again at once is no use.
-  constructor(message, { code = "", param = null, status = 0, retryAfter = null } = {}) {
+  // retryAfter is in seconds; null where asking again at once is no use. locked: without the right key.
+  constructor(message, { code = "", param = null, status = 0, retryAfter = null, locked = false } = {}) {
     super(message);
+    this.locked = locked;
     this.code = code;
     this.param = param;
     this.status = status;
@@ -29,7 +30,7 @@ async function call(path, init = {}, quiet = false) {
     if (response.ok) return response;
     const locked = response.status === 401 || response.status === 403;
     if (locked && !quiet && (await askForKey(key))) continue;
-    throw locked ? new ServerError(t("locked"), { status: response.status }) : await refusal(response);
+    throw locked ? new ServerError(t("locked"), { status: response.status, locked }) : await refusal(response);
   }
 }
 
@@ -65,7 +66,14 @@ export const serverInfo = (quiet = false) => getJSON("/server_info", quiet);
 export const modelCard = (name) => getJSON(`/v1/models/${encodeURIComponent(name)}`);
 export const examples = () => getJSON("/examples/examples.json");
 export const flushCache = async () => (await call("/flush_cache", { method: "POST" })).json();
-export const vqa = async (form, signal) => (await call("/v1/vqa", { method: "POST", body: form, signal })).json();
+
+// The id under which the server keeps a picture for a while.
+export async function keepPicture(file, name, signal) {
+  const body = new FormData();
+  body.append("image", file, name);
+  const { data } = await (await call("/v1/pictures", { method: "POST", body, signal })).json();
+  return data[0].id;
+}
 
 const postJSON = (path, body, signal) =>
   call(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
@@ -77,24 +85,46 @@ export async function decide(messages, options, signal) {
   return { ...body.answers.answer, usage: body.usage };
 }
 
-async function* events(body) {
+// Captions of the pictures of a form as they are ready: {index, value} or {index, error}, index by the form's order.
+export async function* captions(form, signal) {
+  const response = await call("/v1/captions", { method: "POST", body: form, signal });
+  const left = new Set(form.getAll("image").keys());
+  for await (const line of pieces(response.body, "\n")) {
+    const { index, caption, error } = JSON.parse(line);
+    const busy = ["queue_full", "engine_unavailable"].includes(error?.code);
+    if (!left.delete(index)) continue;
+    yield error ? { index, error: new ServerError(inWords(error), { ...error, retryAfter: busy ? 1 : null }) } : { index, value: caption };
+  }
+  if (left.size) throw new ServerError(t("broke"));
+}
+
+// The parts of a body between `separator`s, as they come. Throws ServerError where the connection breaks.
+async function* pieces(body, separator) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let pending = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const parts = (pending + value).split("\n\n");
-    pending = parts.pop();
-    for (const part of parts) if (part.startsWith("data: ")) yield part.slice(6);
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const parts = (pending + value).split(separator);
+      pending = parts.pop();
+      yield* parts;
+    }
+  } catch (error) {
+    throw error instanceof TypeError ? new ServerError(t("broke")) : error;
+  } finally {
+    reader.cancel().catch(() => {});
   }
 }
 
-// Asks and yields {text}, then {finish, report} and {usage}. Throws ServerError with the server's own words.
+// Asks and yields {text}, then {finish, report} and {usage, images}. Throws ServerError with the server's own words.
 export async function* chat(messages, extra, signal) {
   const asked = { messages, stream: true, stream_options: { include_usage: true }, ...extra };
   const response = await postJSON("/v1/chat/completions", asked, signal);
   let complete = false;
-  for await (const data of events(response.body)) {
+  for await (const event of pieces(response.body, "\n\n")) {
+    if (!event.startsWith("data: ")) continue;
+    const data = event.slice(6);
     if (data === "[DONE]") {
       complete = true;
       break;
@@ -104,7 +134,7 @@ export async function* chat(messages, extra, signal) {
     const choice = chunk.choices[0];
     if (choice?.delta.content) yield { text: choice.delta.content };
     if (choice?.finish_reason) yield { finish: choice.finish_reason, report: reported(choice, chunk.constraint) };
-    if (chunk.usage) yield { usage: chunk.usage };
+    if (chunk.usage) yield { usage: chunk.usage, images: chunk.images };
   }
   if (!complete) throw new ServerError(t("broke"));
 }

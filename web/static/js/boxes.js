@@ -1,28 +1,70 @@
-// Boxes in an answer, as Qwen-VL writes them, and how they are drawn over the picture.
+// Boxes in an answer, as Qwen-VL models write them: read, taken out of the words, and drawn over the picture.
 
 import { el, svg } from "./dom.js";
 
-const MARKED =
-  /(?:<\|object_ref_start\|>(.*?)<\|object_ref_end\|>)?(?:<\|box_start\|>)?\((\d+),\s*(\d+)\),\s*\((\d+),\s*(\d+)\)(?:<\|box_end\|>)?/gs;
+const POINT = String.raw`\((\d+(?:\.\d+)?),\s*(\d+(?:\.\d+)?)\)`;
+const BOX = String.raw`(?:<\|box_start\|>)?${POINT},\s*${POINT}(?:<\|box_end\|>)?`;
+const QUAD = String.raw`<\|quad_start\|>${POINT},\s*${POINT},\s*${POINT},\s*${POINT}<\|quad_end\|>`;
+const FOUND = new RegExp(String.raw`(?:<\|object_ref_start\|>((?:(?!<\|).)*)<\|object_ref_end\|>\s*)?(?:${QUAD}|${BOX})`, "gs");
+const TOKENS = /<\|(?:(?:object_ref|box|quad|vision|im)_(?:start|end)|endoftext)\|>/g;
+const UNFINISHED = /<\|(?:box|quad)_start\|>[^<]*$|<\|[a-z_]*\|?$/;
+const SHADES = 6;
 
-// The boxes in `text`, for a picture of size {width, height} in pixels: [{label, x, y, width, height}], in pixels.
-// Two forms are read: (x1,y1),(x2,y2) in thousandths of the picture, with or without the special tokens around it, and
-// JSON with "bbox_2d": [x1, y1, x2, y2] in pixels. Boxes without an area or outside the picture are left out.
-export function parseBoxes(text, size) {
-  const found = fromJSON(text) ?? fromMarks(text, size);
-  return found.map((box) => inside(box, size)).filter(Boolean);
+// What Qwen-VL writes, in parts: strings, and {label, shade, corners} for a thing with its box, of which the corners are
+// in thousandths of the picture: [left, top, right, bottom]. The label of what has none is "". Another box right behind
+// a thing's first is one more of the same.
+function parts(text) {
+  const found = [];
+  const shades = new Map();
+  let end = 0;
+  for (const match of text.matchAll(FOUND)) {
+    const [all, name, ...numbers] = match;
+    const points = numbers.filter((number) => number !== undefined).map(Number);
+    if (points.some((number) => number > 1000)) continue;
+    const between = text.slice(end, match.index);
+    const last = found.at(-1);
+    if (between) found.push(between);
+    const same = !between.trim() && all.startsWith("<|") && last?.label;
+    const label = name?.trim() ?? (same ? last.label : "");
+    if (!shades.has(label)) shades.set(label, shades.size % SHADES);
+    const [x, y] = [0, 1].map((odd) => points.filter((_, i) => i % 2 === odd));
+    found.push({ label, shade: shades.get(label), again: name === undefined && label !== "", written: all.replace(TOKENS, ""), corners: [Math.min(...x), Math.min(...y), Math.max(...x), Math.max(...y)] });
+    end = match.index + all.length;
+  }
+  if (end < text.length) found.push(text.slice(end));
+  return found;
 }
 
-function fromMarks(text, { width, height }) {
-  const across = width / 1000;
-  const down = height / 1000;
-  return [...text.matchAll(MARKED)]
-    .filter((match) => match.slice(2).every((number) => Number(number) <= 1000))
-    .map(([, label = "", x1, y1, x2, y2]) => ({ label: label.trim(), corners: [x1 * across, y1 * down, x2 * across, y2 * down] }));
+// The text as programs get it: without special tokens.
+export const plain = (text) => text.replace(TOKENS, "");
+
+// The text as it is read while it is written: a thing's name without its box.
+export const readable = (text) => words(text.replace(UNFINISHED, "")).map((part) => part.label ?? part).join("");
+
+// The text for a reader: strings, and {label, shade} for what has a box.
+export function words(text) {
+  const said = [];
+  for (const part of parts(text)) {
+    if (typeof part === "string") said.push(plain(part));
+    else if (!part.label) said.push(part.written);
+    else if (!part.again) said.push(part);
+  }
+  return said;
+}
+
+// The boxes in `text`, for a picture of {width, height} in pixels: [{label, shade, x, y, width, height}], in its pixels.
+// Two forms are read: (x1,y1),(x2,y2) in thousandths of the picture, with or without the special tokens around it, and
+// JSON with "bbox_2d": [x1, y1, x2, y2] in pixels of the picture as the model saw it, whose width and height are `seen`.
+// Boxes without an area or outside the picture are left out.
+export function parseBoxes(text, size, seen = null) {
+  const known = fromJSON(text);
+  const [across, down] = known ? (seen ?? [size.width, size.height]) : [1000, 1000];
+  const found = known ?? parts(text).filter((part) => part.corners);
+  return found.map((box) => inside(box, size.width / across, size.height / down, size)).filter(Boolean);
 }
 
 // null where the text is no JSON with boxes.
-function fromJSON(text) {
+export function fromJSON(text) {
   const fenced = text.match(/```(?:json)?\s*([\s\S]*?)```/);
   let value;
   try {
@@ -32,7 +74,8 @@ function fromJSON(text) {
   }
   const found = [];
   collect(value, found);
-  return found.length ? found : null;
+  const labels = [...new Set(found.map(({ label }) => label))];
+  return found.length ? found.map((box) => ({ ...box, shade: labels.indexOf(box.label) % SHADES })) : null;
 }
 
 function collect(value, found) {
@@ -45,12 +88,12 @@ function collect(value, found) {
   for (const part of Object.values(value)) collect(part, found);
 }
 
-function inside({ label, corners: [x1, y1, x2, y2] }, { width, height }) {
+function inside({ label, shade, corners: [x1, y1, x2, y2] }, across, down, { width, height }) {
   const clip = (value, most) => Math.min(Math.max(value, 0), most);
-  const [left, right] = [clip(Math.min(x1, x2), width), clip(Math.max(x1, x2), width)];
-  const [top, bottom] = [clip(Math.min(y1, y2), height), clip(Math.max(y1, y2), height)];
+  const [left, right] = [clip(Math.min(x1, x2) * across, width), clip(Math.max(x1, x2) * across, width)];
+  const [top, bottom] = [clip(Math.min(y1, y2) * down, height), clip(Math.max(y1, y2) * down, height)];
   if (right <= left || bottom <= top) return null;
-  return { label, x: left, y: top, width: right - left, height: bottom - top };
+  return { label, shade, x: left, y: top, width: right - left, height: bottom - top };
 }
 
 // A figure of the picture with `boxes` over it; `description` says in words what is drawn.
@@ -61,12 +104,12 @@ export function boxFigure(url, size, boxes, description) {
   return el("figure", { className: "boxed" }, el("img", { src: url, alt: "" }), drawing);
 }
 
-function mark({ label, x, y, width, height }, unit) {
-  const frame = svg("rect", { x, y, width, height, "stroke-width": unit * 0.7, class: "box" });
+function mark({ label, shade, x, y, width, height }, unit) {
+  const frame = svg("rect", { x, y, width, height, "stroke-width": unit * 0.7, class: `box shade-${shade}` });
   if (!label) return [frame];
-  const size = 5 * unit;
+  const size = 4.2 * unit;
   const above = y >= size * 1.2 ? y - size * 0.3 : y + size;
-  const text = svg("text", { x: x + unit / 2, y: above, "font-size": size, "stroke-width": unit, class: "box-label" });
+  const text = svg("text", { x: x + unit / 2, y: above, "font-size": size, "stroke-width": unit, class: `box-label shade-${shade}` });
   text.textContent = label;
   return [frame, text];
 }

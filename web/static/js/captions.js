@@ -1,10 +1,11 @@
 // The captioning tab: many pictures, one prompt, captions to edit and take away.
 
-import { vqa } from "./api.js";
+import { captions } from "./api.js";
 import { Pace, runBatch } from "./batch.js";
 import { captionForm, captionRow } from "./captionview.js";
 import { byId, download } from "./dom.js";
 import { toCSV, toJSONL, toZip } from "./exports.js";
+import { isPicture, placeOf } from "./folders.js";
 import { onLanguage, t } from "./i18n.js";
 import { pictureFault } from "./pictures.js";
 import { splitList } from "./schema.js";
@@ -21,7 +22,7 @@ export class Captions {
 
   constructor() {
     this.#view = captionForm(byId("panel-captions"));
-    const { form, stop, clear, files, downloads } = this.#view;
+    const { form, stop, clear, files, folder, downloads } = this.#view;
     form.onsubmit = (event) => {
       event.preventDefault();
       this.#start(this.#items.filter((item) => item.state !== "done"));
@@ -31,6 +32,10 @@ export class Captions {
     files.onchange = () => {
       this.add([...files.files]);
       files.value = "";
+    };
+    folder.onchange = () => {
+      this.add([...folder.files].filter(isPicture));
+      folder.value = "";
     };
     const make = { zip: toZip, jsonl: toJSONL, csv: toCSV };
     for (const [kind, pressed] of Object.entries(downloads)) pressed.onclick = () => download(`captions.${kind}`, make[kind](this.#captions()));
@@ -55,7 +60,7 @@ export class Captions {
         refused.push(fault);
         continue;
       }
-      const item = { file, name: file.webkitRelativePath || file.name, caption: "", state: "waiting", error: "" };
+      const item = { file, name: placeOf(file), caption: "", state: "waiting", error: "" };
       item.row = captionRow(item, {
         onEdit: (text) => this.#edited(item, text),
         onAgain: () => this.#start([item]),
@@ -106,25 +111,37 @@ export class Captions {
     const { signal } = this.#running;
     const told = this.#view.values();
     for (const item of items) this.#set(item, "waiting");
-    await runBatch(items, {
-      width: told.width,
-      signal,
-      work: (item) => vqa(formOf(item, told), signal),
-      onStart: (item) => this.#set(item, "working"),
-      onResult: (item, answer, error) => this.#finished(item, answer, error),
-    });
+    let ended = null; // what ended the batch, where not its last picture
+    try {
+      await runBatch(items, {
+        width: told.width,
+        signal,
+        work: (chunk) => captions(formOf(chunk, told), signal),
+        wanted: (item) => item.state !== "done",
+        onStart: (item) => this.#set(item, "working"),
+        onLeft: (item) => item.state === "working" && this.#set(item, "waiting"),
+        onResult: (item, caption, error) => this.#finished(item, caption, error),
+      });
+    } catch (error) {
+      ended = error;
+    }
     this.#running = null;
     this.#progress();
     const failed = items.filter((item) => item.state === "failed").length;
-    if (failed) this.#say(t("someFailed", { failed }));
+    if (ended) this.#say(t("batchEnded", { reason: ended.message }));
+    else if (failed) this.#say(t("someFailed", { failed }));
   }
 
-  #finished(item, answer, error) {
-    if (error?.name === "AbortError") return this.#set(item, item.caption ? "done" : "waiting");
+  // What was typed meanwhile stays.
+  #finished(item, caption, error) {
+    if (item.state !== "working") return;
     this.#pace.note(performance.now());
-    if (error) return this.#set(item, "failed", error.message);
-    item.caption = answer.answer.trim();
-    return this.#set(item, "done");
+    if (error) {
+      this.#set(item, "failed", error.message);
+      return;
+    }
+    item.caption = caption;
+    this.#set(item, "done");
   }
 
   #set(item, state, error = "") {
@@ -148,7 +165,7 @@ export class Captions {
     const total = this.#items.length;
     const done = this.#items.filter((item) => item.state === "done").length;
     const failed = this.#items.filter((item) => item.state === "failed").length;
-    const parts = total ? [t("progress", { done, total })] : [];
+    const parts = [t(total ? "progress" : "captionsLater", { done, total })];
     const pace = this.#running && this.#pace.at(total - done - failed);
     if (pace) parts.push(t("pace", { rate: pace.rate.toFixed(1) }), t("eta", { left: clock(pace.left) }));
     if (failed) parts.push(t("failedCount", { failed }));
@@ -168,15 +185,14 @@ const clock = (seconds) => {
   return whole < 90 ? `${whole} s` : whole < 5400 ? `${Math.round(whole / 60)} min` : `${(whole / 3600).toFixed(1)} h`;
 };
 
-// What is sent for one picture. In the prompt {name} is the file's name without its suffix, {directory} its folder's.
-export function formOf(item, { prompt, include, width: _, ...rest }) {
-  const parts = item.name.split("/");
-  const named = { name: parts.at(-1).replace(/\.[^.]+$/, ""), directory: parts.at(-2) ?? "" };
+// What is sent for some pictures. In the prompt {name} is a file's name without its suffix, {directory} its folder's; the
+// server fills them in.
+export function formOf(items, { prompt, include, start, words }) {
   const form = new FormData();
-  form.append("image", item.file, parts.at(-1));
-  form.append("question", prompt.replace(/\{(name|directory)\}/g, (__, key) => named[key]));
+  form.append("prompt", prompt);
   for (const word of splitList(include)) form.append("must_include", word);
-  if (rest.start) form.append("start_with", rest.start);
-  if (rest.words) form.append("max_words", rest.words);
+  if (start) form.append("start_with", start);
+  if (words) form.append("max_words", words);
+  for (const item of items) form.append("image", item.file, item.name);
   return form;
 }

@@ -20,10 +20,11 @@ export function captionForm(home) {
   const include = el("input", { maxLength: 2000 });
   const start = el("input", { maxLength: 1000 });
   const words = el("input", { type: "number", min: 1, max: 1000 });
-  // Browsers hold at most six connections to a server.
-  const width = el("input", { type: "number", min: 1, max: 6, required: true, value: 4 });
+  const width = el("input", { type: "number", min: 1, max: 64, required: true, value: 32 });
   const files = el("input", { type: "file", accept: "image/*", multiple: true, className: "unseen", id: "caption-files" });
   const pick = el("label", { className: "drop small", htmlFor: "caption-files" }, said("captionDrop", "span", { className: "drop-title" }), said("captionDropMore", "span", { className: "drop-more" }));
+  const folder = el("input", { type: "file", webkitdirectory: true, hidden: true, id: "caption-folder" });
+  const pickFolder = button(t("captionFolder"), () => folder.click(), { className: "quiet folder", "data-t": "captionFolder" });
   const submit = el("button", { className: "send", "data-t": "captionStart", textContent: t("captionStart") });
   const act = (key, properties = {}) => button(t(key), null, { "data-t": key, className: "quiet", ...properties });
   const stop = act("stop", { hidden: true, className: "send stop" });
@@ -40,11 +41,13 @@ export function captionForm(home) {
   );
   home.append(
     said("captionTitle", "h2"), said("captionIntro", "p", { className: "hint" }),
-    el("div", { className: "chooser" }, files, pick), form, notice, bar, line,
-    el("div", { className: "row" }, ...Object.values(downloads)), list,
+    el("div", { className: "captioning" },
+      el("div", {}, el("div", { className: "chooser" }, files, pick, folder, pickFolder), form),
+      el("div", {}, notice, bar, line, el("div", { className: "row" }, ...Object.values(downloads)), list),
+    ),
   );
   const values = () => ({ prompt: prompt.value, include: include.value, start: start.value, words: words.value, width: Number(width.value) });
-  return { form, start: submit, stop, clear, files, downloads, notice, bar, line, list, values };
+  return { form, start: submit, stop, clear, files, folder, downloads, notice, bar, line, list, values };
 }
 
 // A picture with its caption. update(item) shows all of it; mark(item) leaves the text that is being typed alone.

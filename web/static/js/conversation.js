@@ -4,14 +4,15 @@ import { chat, decide } from "./api.js";
 import { byId, newId } from "./dom.js";
 import { t } from "./i18n.js";
 import { apiKey } from "./key.js";
+import { KeptPictures } from "./kept.js";
 import { Stopwatch } from "./meter.js";
-import { dataURI } from "./pictures.js";
 import { asCurl, asPython, format, openAI } from "./recipe.js";
 import { keepInView, showTurn } from "./turn.js";
 
 export class Conversation {
   #on;
   #record = fresh();
+  #kept = new KeptPictures();
 
   // onEdit(index, turn) and onRetry(index, turn) when the reader wants that.
   constructor(on) {
@@ -73,8 +74,11 @@ export class Conversation {
       return true;
     };
     try {
-      const messages = await messagesOf([...turns, turn], system);
-      return keep(shape.kind === "choice" ? await this.#decide(turn, messages, signal) : await this.#write(turn, messages, watch, entry, signal));
+      const rest = await this.#kept.whileKept(async () => {
+        const messages = await this.#messages([...turns, turn], system, signal);
+        return shape.kind === "choice" ? this.#decide(turn, messages, signal) : this.#write(turn, messages, watch, entry, signal);
+      });
+      return keep(rest);
     } catch (error) {
       const stopped = error.name === "AbortError";
       if (stopped && turn.answer.text) return keep({ finish: "stopped" });
@@ -90,14 +94,17 @@ export class Conversation {
 
   async #write(turn, messages, watch, entry, signal) {
     const rest = { more: {} };
-    for await (const event of chat(messages, format(turn.shape), signal)) {
+    for await (const event of chat(messages, { ...format(turn.shape), skip_special_tokens: false }, signal)) {
       if (event.text) {
         watch.token();
         turn.answer.text += event.text;
         entry.write(turn.answer.text);
       }
-      if (event.finish) Object.assign(rest, { finish: event.finish, more: { report: event.report } });
-      if (event.usage) rest.usage = event.usage;
+      if (event.finish) Object.assign(rest, { finish: event.finish, more: { ...rest.more, report: event.report } });
+      if (event.usage) {
+        rest.usage = event.usage;
+        rest.more.resized = event.images?.at(-1)?.resized ?? null;
+      }
     }
     return rest;
   }
@@ -118,6 +125,11 @@ export class Conversation {
     });
   }
 
+  async #messages(turns, system, signal) {
+    const urls = await this.#kept.addresses(turns.flatMap((turn) => turn.pictures), signal);
+    return openAI(turns, system, (picture) => ({ type: "image_url", image_url: { url: urls.get(picture.id) } }));
+  }
+
   #context(index) {
     const pictures = this.#record.turns.slice(0, index + 1).flatMap((turn) => turn.pictures);
     return { pictures: pictures.length, shown: pictures.at(-1) };
@@ -125,9 +137,3 @@ export class Conversation {
 }
 
 const fresh = () => ({ id: newId(), title: "", created: Date.now(), system: "", turns: [] });
-
-async function messagesOf(turns, system) {
-  const uris = new Map();
-  for (const picture of turns.flatMap((turn) => turn.pictures)) uris.set(picture.id, await dataURI(picture.file));
-  return openAI(turns, system, (picture) => ({ type: "image_url", image_url: { url: uris.get(picture.id) } }));
-}

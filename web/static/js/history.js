@@ -1,5 +1,6 @@
 // The list of kept conversations: open, rename, export, delete.
 
+import { plain } from "./boxes.js";
 import { button, byId, download, el } from "./dom.js";
 import { languageTag, t } from "./i18n.js";
 import { dataURI } from "./pictures.js";
@@ -83,7 +84,7 @@ export class History {
     for (const picture of record.turns.flatMap((turn) => turn.pictures)) uris.set(picture.id, await dataURI(picture.file));
     const image = (picture) => ({ type: "image_url", image_url: { url: uris.get(picture.id) } });
     const messages = openAI(record.turns, record.system, image);
-    messages.push({ role: "assistant", content: record.turns.at(-1).answer.text });
+    messages.push({ role: "assistant", content: plain(record.turns.at(-1).answer.text) });
     const { title, created } = record;
     const whole = { title, created: new Date(created).toISOString(), messages, answers: record.turns.map((turn) => turn.answer) };
     const name = title.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60);

@@ -45,13 +45,10 @@ function reuse(usage, pictures, system) {
   const details = usage?.prompt_tokens_details;
   if (!details) return [];
   const said = [];
-  const cached = details.cached_images;
+  const { cached_images: cached, system_tokens: instructions, cached_system_tokens: known } = details;
   if (pictures === 1) said.push(t(cached ? "pictureCached" : "pictureNew"));
   else if (pictures > 1 && cached === pictures) said.push(t("picturesCached"));
   else if (pictures > 1) said.push(t("picturesPartly", { cached, pictures }));
-  // Instructions come first in a prompt and the cached part is its beginning. All text together is at least as long as
-  // the instructions, so a cached part of that length holds the whole of them.
-  const whole = details.cached_tokens >= usage.prompt_tokens - details.image_tokens;
-  if (system && details.cached_tokens > 0 && whole) said.push(t("systemCached"));
+  if (system && instructions > 0) said.push(t(known === instructions ? "systemCached" : "systemNew"));
   return said;
 }

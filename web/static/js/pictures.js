@@ -1,7 +1,10 @@
 // The pictures of the conversation: chosen, shown large, and listed as thumbnails.
 
 import { byId, el, newId } from "./dom.js";
+import { droppedFiles } from "./folders.js";
 import { onLanguage, t } from "./i18n.js";
+
+const MOST_BLOWN_UP = 4; // a tiny picture is shown larger, and not as a few large squares
 
 export class Tray {
   #pictures = [];
@@ -113,8 +116,10 @@ export class Tray {
     image.hidden = false;
     byId("no-preview").hidden = true;
     caption.textContent = picture.name;
+    image.style.maxWidth = "";
     image.onload = () => {
       caption.textContent = `${picture.name} · ${image.naturalWidth} × ${image.naturalHeight}`;
+      image.style.maxWidth = `min(100%, ${MOST_BLOWN_UP * image.naturalWidth}px)`;
     };
     image.onerror = () => {
       image.hidden = true;
@@ -194,6 +199,6 @@ export function watchInputs(add) {
     event.preventDefault();
     depth = 0;
     veil(0);
-    add([...event.dataTransfer.files]);
+    droppedFiles(event.dataTransfer).then(add, () => {}); // a folder that went away meanwhile
   });
 }

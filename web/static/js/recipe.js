@@ -1,5 +1,6 @@
 // The same question as a command line, or as a Python program.
 
+import { plain } from "./boxes.js";
 import { toSchema } from "./schema.js";
 
 // `asked` is {turns, system, shape, url, key}: the turns up to the question, its own last; key says whether one is used.
@@ -50,7 +51,7 @@ export function format(shape) {
 export function openAI(turns, system, image) {
   const messages = turns.flatMap((turn, i) => {
     const user = { role: "user", content: [...turn.pictures.map(image), { type: "text", text: turn.question }] };
-    return i < turns.length - 1 ? [user, { role: "assistant", content: turn.answer.text }] : [user];
+    return i < turns.length - 1 ? [user, { role: "assistant", content: plain(turn.answer.text) }] : [user];
   });
   return system ? [{ role: "system", content: system }, ...messages] : messages;
 }

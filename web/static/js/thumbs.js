@@ -27,7 +27,7 @@ export class Thumbnails {
   async #draw(canvas) {
     this.#running++;
     try {
-      const whole = await createImageBitmap(this.#files.get(canvas));
+      const whole = await createImageBitmap(this.#files.get(canvas), { resizeWidth: 2 * SIDE, resizeQuality: "medium" });
       const scale = Math.max(SIDE / whole.width, SIDE / whole.height);
       const [width, height] = [whole.width * scale, whole.height * scale];
       canvas.getContext("2d").drawImage(whole, (SIDE - width) / 2, (SIDE - height) / 2, width, height);

@@ -1,7 +1,7 @@
 // One question and its answer in the log.
 
 import { renderAnswer } from "./answer.js";
-import { boxFigure, parseBoxes, pictureSize } from "./boxes.js";
+import { boxFigure, parseBoxes, pictureSize, plain, readable } from "./boxes.js";
 import { button, byId, copyText, el } from "./dom.js";
 import { t } from "./i18n.js";
 import { quietLine } from "./meter.js";
@@ -25,7 +25,7 @@ export function showTurn(turn, on) {
     write(text) {
       dots.remove();
       growing ??= body.appendChild(el("p", { className: "answer-text growing" }));
-      growing.textContent = text;
+      growing.textContent = readable(text);
       keepInView(false);
     },
     // `context` is {pictures, shown}: how many pictures the prompt had, and the last of them.
@@ -37,12 +37,12 @@ export function showTurn(turn, on) {
       const line = quietLine(turn.answer.facts, { pictures: context.pictures, system: turn.system });
       answer.append(el("p", { className: "meta", textContent: line }));
       answer.append(actions("answer-actions", [
-        ["copy", ({ target }) => copy(target, turn.answer.text)],
+        ["copy", ({ target }) => copy(target, plain(turn.answer.text))],
         ["copyCurl", ({ target }) => copy(target, on.curl())],
         ["copyPython", ({ target }) => copy(target, on.python())],
         ["retry", on.retry],
       ]));
-      if (context.shown) drawBoxes(body, turn.answer.text, context.shown);
+      if (context.shown) drawBoxes(body, turn.answer, context.shown);
       keepInView(follow);
     },
     fail(message) {
@@ -71,10 +71,10 @@ async function copy(pressed, text) {
   }, 1500);
 }
 
-async function drawBoxes(body, text, picture) {
+async function drawBoxes(body, { text, resized }, picture) {
   if (!/\d/.test(text)) return;
   const size = await pictureSize(picture.url);
-  const boxes = size ? parseBoxes(text, size) : [];
+  const boxes = size ? parseBoxes(text, size, resized) : [];
   if (!boxes.length) return;
   const labels = boxes.map((box) => box.label || t("box")).join(", ");
   const follow = atEnd();
