@@ -1,0 +1,37 @@
+"""Qwen3-VL (Bai et al. 2025, arXiv 2511.21631), dense: a Qwen3 decoder on three axes, dealt out in turns, whose first
+layers add features of the tower's layers to the pictures' tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from mmserve.checkpoint import Checkpoint
+from mmserve.models.batch import Model
+from mmserve.models.config import check_axes, check_row_width, decoder_config, decoder_rename
+from mmserve.models.layers import DecoderConfig, DecoderStack
+from mmserve.models.loader import load_weights
+from vision.geometry import QwenGeometry
+from vision.pixels import QwenPixels
+from vision.qwen3_vl import Qwen3VLEncoder, deepstack_layers, rename_qwen3_vl
+
+
+def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:
+    """The decoder and the picture encoder with their weights. Raises ``ConfigError`` and ``CheckpointError``."""
+    config = qwen3_vl_config(checkpoint)
+    decoder, encoder = DecoderStack(config), Qwen3VLEncoder(checkpoint.vision_config)
+    check_row_width(encoder.row_width, config.row_width)
+    pixels = QwenPixels(checkpoint.path, QwenGeometry.from_configs(checkpoint.vision_config, checkpoint.processor))
+    load_weights(decoder, checkpoint.path, decoder_rename(config), dtype=dtype, device=device)
+    load_weights(encoder, checkpoint.path, rename_qwen3_vl, dtype=dtype, device=device)
+    return Model(decoder, encoder, pixels)
+
+
+def qwen3_vl_config(checkpoint: Checkpoint) -> DecoderConfig:
+    """The decoder's shape. Raises ``ConfigError`` and ``CheckpointError``."""
+    config = decoder_config(checkpoint.config, context=checkpoint.max_model_len)
+    check_axes(config, 3)
+    # Interleaved whatever mrope_interleaved says, as in transformers.
+    rope = dataclasses.replace(config.rope, interleaved=True)
+    return dataclasses.replace(config, rope=rope, deepstack=len(deepstack_layers(checkpoint.vision_config)))
