@@ -71,6 +71,11 @@ TEXT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 """Fields of a language model that published files leave out where they are transformers' defaults, by model_type."""
 
+NOT_SERVED: Mapping[str, str] = {
+    "Qwen3VLMoeForConditionalGeneration": "they are mixtures of experts; choose a dense Qwen3-VL (2B, 4B, 8B, 32B)",
+}
+"""Architectures whose kin are served, and why they themselves are not."""
+
 _SAMPLE_BYTES = 256
 
 
@@ -248,6 +253,8 @@ def _family(config: Mapping[str, Any]) -> str:
     for architecture in architectures:
         if architecture in FAMILIES:
             return FAMILIES[architecture]
+        if architecture in NOT_SERVED:
+            raise ConfigError(f"models of architecture {architecture} are not served: {NOT_SERVED[architecture]}")
     served = ", ".join(sorted(FAMILIES))
     raise ConfigError(f"models of architecture {', '.join(map(str, architectures))} are not served; served: {served}")
 

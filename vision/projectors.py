@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import nn
+
+
+def layer_norm(width: int) -> nn.Module:
+    """As Qwen's towers have it."""
+    return nn.LayerNorm(width, eps=1e-6)
 
 
 class PatchMerger(nn.Module):
     """Qwen2-VL's projector: each block of ``merge_size`` squared neighbouring patches becomes one row.
 
     LayerNorm, the block's patches side by side, Linear, GELU, Linear (arXiv:2409.12191, 2.1; ``PatchMerger`` in
-    transformers' models/qwen2_vl/modeling_qwen2_vl.py). Later models have another ``norm``, which is made for its width,
-    or norm whole blocks (``norm_blocks``).
+    transformers' models/qwen2_vl/modeling_qwen2_vl.py). Later models have another ``norm``, made for its width, or
+    norm whole blocks (``norm_blocks``).
     """
 
     def __init__(
@@ -22,7 +26,7 @@ class PatchMerger(nn.Module):
         patch_dim: int,
         hidden_size: int,
         merge_size: int,
-        norm: Callable[[int], nn.Module] = partial(nn.LayerNorm, eps=1e-6),
+        norm: Callable[[int], nn.Module] = layer_norm,
         *,
         norm_blocks: bool = False,
     ) -> None:

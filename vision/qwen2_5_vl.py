@@ -67,7 +67,9 @@ class Qwen25VLEncoder(nn.Module):
         self.whole = layer_numbers(vision_config, "fullatt_block_indexes", shape.depth)
         self.window = positive(vision_config, "window_size") // (shape.patch_size * shape.merge_size)
         if not self.window:
-            raise ConfigError(f"config.json's window_size {vision_config['window_size']} is smaller than one row's patches")
+            raise ConfigError(
+                f"config.json's window_size {vision_config['window_size']} is smaller than one row's patches"
+            )
         with torch.device("meta"):
             self.patch_embed = PatchEmbed(shape, bias=False)
             self.blocks = nn.ModuleList(
@@ -87,8 +89,8 @@ class Qwen25VLEncoder(nn.Module):
         order, windows = window_order(grids, shape, self.window)
         order = order.to(x.device)
         positions = patch_positions(grids, shape.merge_size).to(x.device)
-        x = x.unflatten(0, (-1, shape.block))[order].flatten(0, 1)
-        rope = rope_tables(positions.unflatten(1, (-1, shape.block))[:, order].flatten(1), shape)
+        x = x.view(-1, shape.block, shape.width)[order].flatten(0, 1)
+        rope = rope_tables(positions.reshape(2, -1, shape.block)[:, order].flatten(1), shape)
         runs = whole_pictures(grids)
         for number, layer in enumerate(self.blocks):
             x = layer(x, rope, runs if number in self.whole else windows)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmserve.errors import ConfigError
 from mmserve.types import Grid
 from vision.pixels import Pixels
-from vision.projectors import PatchMerger
+from vision.projectors import PatchMerger, layer_norm
 from vision.qwen_tower import (
     Layer,
     PatchEmbed,
@@ -60,13 +60,12 @@ class Qwen3VLEncoder(nn.Module):
         self.side = math.isqrt(positions)
         if self.side**2 != positions:
             raise ConfigError(f"config.json's num_position_embeddings {positions} do not fill a square")
-        norm = partial(nn.LayerNorm, eps=1e-6)
-        merger = partial(PatchMerger, shape.width, shape.row_width, shape.merge_size, norm)
+        merger = partial(PatchMerger, shape.width, shape.row_width, shape.merge_size)
         with torch.device("meta"):
             self.patch_embed = PatchEmbed(shape, bias=True)
             self.pos_embed = nn.Embedding(positions, shape.width)
             self.blocks = nn.ModuleList(
-                Layer(shape, norm, MLP(shape.width, shape.inner, act)) for _ in range(shape.depth)
+                Layer(shape, layer_norm, MLP(shape.width, shape.inner, act)) for _ in range(shape.depth)
             )
             self.merger = merger()
             self.deepstack_merger_list = nn.ModuleList(merger(norm_blocks=True) for _ in self.deepstack)

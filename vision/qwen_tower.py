@@ -1,6 +1,6 @@
 """What the vision towers of Qwen2.5-VL and Qwen3-VL share.
 
-Pictures keep their shape: patches of all pictures lie one after another, those of one block (which becomes one row) side
+Pictures keep their shape: patches of all pictures lie one after another, those of a block (which becomes one row) side
 by side, and each layer attends within spans of them. Rotary positions have two axes, row and column
 (arXiv 2502.13923, 2.1.1).
 """
@@ -44,11 +44,19 @@ class TowerShape:
     def read(cls, vision_config: Mapping[str, Any]) -> TowerShape:
         """From that part of ``config.json``. Raises ``ConfigError`` where a size is missing or impossible."""
         given = {"in_channels": 3, "temporal_patch_size": 2, "spatial_merge_size": 2, **vision_config}
-        names = ("depth", "hidden_size", "intermediate_size", "num_heads", "out_hidden_size", "in_channels")
-        names += ("patch_size", "temporal_patch_size", "spatial_merge_size")
-        sizes = [positive(given, name) for name in names]
-        theta = (vision_config.get("rope_parameters") or {}).get("rope_theta", 10_000.0)
-        shape = cls(*sizes, rope_theta=float(theta))
+        rope = vision_config.get("rope_parameters") or {}
+        shape = cls(
+            depth=positive(given, "depth"),
+            width=positive(given, "hidden_size"),
+            inner=positive(given, "intermediate_size"),
+            heads=positive(given, "num_heads"),
+            row_width=positive(given, "out_hidden_size"),
+            channels=positive(given, "in_channels"),
+            patch_size=positive(given, "patch_size"),
+            temporal_patch_size=positive(given, "temporal_patch_size"),
+            merge_size=positive(given, "spatial_merge_size"),
+            rope_theta=float(rope.get("rope_theta", 10_000.0)),
+        )
         if shape.width % (4 * shape.heads):
             raise ConfigError(
                 f"config.json splits a vision tower of width {shape.width} into {shape.heads} heads: "
@@ -77,10 +85,10 @@ def positive(values: Mapping[str, Any], field: str) -> int:
 def layer_numbers(vision_config: Mapping[str, Any], field: str, depth: int) -> tuple[int, ...]:
     """A field that lists layers, each once. Raises ``ConfigError``."""
     value = vision_config.get(field)
-    valid = isinstance(value, list) and all(isinstance(each, int) and 0 <= each < depth for each in value)
-    if not valid or len(set(value)) != len(value):
+    numbers = value if isinstance(value, list) else [None]
+    if any(each not in range(depth) for each in numbers) or len(set(numbers)) != len(numbers):
         raise ConfigError(f"config.json's {field} must list some of the tower's {depth} layers once, got {value!r}")
-    return tuple(value)
+    return tuple(numbers)
 
 
 class PatchEmbed(nn.Module):
@@ -114,7 +122,7 @@ class Attention(nn.Module):
         for count, length in runs:
             # Spans of one length are a batch.
             stop = start + count * length
-            q, k, v = (each[start:stop].unflatten(0, (count, length)).transpose(1, 2) for each in qkv)
+            q, k, v = (each[start:stop].view(count, length, self.heads, -1).transpose(1, 2) for each in qkv)
             attended = F.scaled_dot_product_attention(q, k, v)
             parts.append(attended.transpose(1, 2).reshape(stop - start, -1))
             start = stop
@@ -166,8 +174,8 @@ def runs_of(lengths: Sequence[int]) -> Runs:
 def by_blocks(plane: Tensor, merge_size: int) -> Tensor:
     """What ``(height, width, ...)`` holds of a picture's patches in their order: ``(height * width, ...)``."""
     height, width = plane.shape[:2]
-    blocks = plane.unflatten(1, (width // merge_size, merge_size)).unflatten(0, (height // merge_size, merge_size))
-    return blocks.transpose(1, 2).flatten(0, 3)
+    shape = (height // merge_size, merge_size, width // merge_size, merge_size, *plane.shape[2:])
+    return plane.reshape(shape).transpose(1, 2).flatten(0, 3)
 
 
 def patch_positions(grids: Sequence[Grid], merge_size: int) -> Tensor:

@@ -32,6 +32,10 @@ def qwen3_vl_config(checkpoint: Checkpoint) -> DecoderConfig:
     """The decoder's shape. Raises ``ConfigError`` and ``CheckpointError``."""
     config = decoder_config(checkpoint.config, context=checkpoint.max_model_len)
     check_axes(config, 3)
-    # Interleaved whatever mrope_interleaved says, as in transformers.
-    rope = dataclasses.replace(config.rope, interleaved=True)
-    return dataclasses.replace(config, rope=rope, deepstack=len(deepstack_layers(checkpoint.vision_config)))
+    return dataclasses.replace(
+        config,
+        # As in transformers: interleaved whatever mrope_interleaved says, and tied only where the outer field says so.
+        rope=dataclasses.replace(config.rope, interleaved=True),
+        tie_word_embeddings=bool(checkpoint.config.get("tie_word_embeddings")),
+        deepstack=len(deepstack_layers(checkpoint.vision_config)),
+    )
