@@ -4,6 +4,8 @@ layers add features of the tower's layers to the pictures' tokens."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -19,7 +21,7 @@ from vision.qwen3_vl import Qwen3VLEncoder, deepstack_layers, rename_qwen3_vl
 
 def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:
     """The decoder and the picture encoder with their weights. Raises ``ConfigError`` and ``CheckpointError``."""
-    config = qwen3_vl_config(checkpoint)
+    config = qwen3_vl_config(checkpoint.config, context=checkpoint.max_model_len)
     decoder, encoder = DecoderStack(config), Qwen3VLEncoder(checkpoint.vision_config)
     check_row_width(encoder.row_width, config.row_width)
     pixels = QwenPixels(checkpoint.path, QwenGeometry.from_configs(checkpoint.vision_config, checkpoint.processor))
@@ -28,14 +30,14 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> M
     return Model(decoder, encoder, pixels)
 
 
-def qwen3_vl_config(checkpoint: Checkpoint) -> DecoderConfig:
-    """The decoder's shape. Raises ``ConfigError`` and ``CheckpointError``."""
-    config = decoder_config(checkpoint.config, context=checkpoint.max_model_len)
-    check_axes(config, 3)
+def qwen3_vl_config(config: Mapping[str, Any], *, context: int | None = None) -> DecoderConfig:
+    """The decoder's shape from ``config.json``; as ``decoder_config`` otherwise. Raises ``ConfigError`` too."""
+    shape = decoder_config(config, context=context)
+    check_axes(shape, 3)
     return dataclasses.replace(
-        config,
+        shape,
         # As in transformers: interleaved whatever mrope_interleaved says, and tied only where the outer field says so.
-        rope=dataclasses.replace(config.rope, interleaved=True),
-        tie_word_embeddings=bool(checkpoint.config.get("tie_word_embeddings")),
-        deepstack=len(deepstack_layers(checkpoint.vision_config)),
+        rope=dataclasses.replace(shape.rope, interleaved=True),
+        tie_word_embeddings=bool(config.get("tie_word_embeddings")),
+        deepstack=len(deepstack_layers(config["vision_config"])),
     )

@@ -18,8 +18,10 @@ from mmserve.config import Limits
 from mmserve.engine.build import build_engine
 from mmserve.errors import ConfigError, UnsupportedPicture
 from mmserve.models.batch import ForwardBatch
+from mmserve.models.config import check_row_width, decoder_config, decoder_rename
 from mmserve.models.families import build_model
 from mmserve.models.layers import DecoderStack
+from mmserve.models.loader import destinations
 from mmserve.models.qwen3_vl import qwen3_vl_config
 from mmserve.prompt import PromptBuilder, layout_for
 from mmserve.types import Request, SamplingParams
@@ -29,9 +31,83 @@ from tests.models.test_families import PICTURES, assert_same, parameters
 from tests.models.test_refusals import edited, refused
 from tests.proofs.serving import serve
 from tests.reference import Reference
+from vision.qwen2_5_vl import Qwen25VLEncoder, rename_qwen2_5_vl
+from vision.qwen3_vl import Qwen3VLEncoder, rename_qwen3_vl
 
 TAKEN = (*((w, h) for w, h in SIZES if max(w, h) <= 200 * min(w, h)), (5, 1000), (1000, 5), (1, 1), (640, 480))
 FEWER = (1, 2, 1, 0, 1, 3)
+QWEN2_5_VL_7B: dict[str, Any] = {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "max_position_embeddings": 128000,
+    "max_window_layers": 28,
+    "model_type": "qwen2_5_vl",
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+    "vision_config": {
+        "depth": 32,
+        "hidden_act": "silu",
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "in_chans": 3,
+        "out_hidden_size": 3584,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "window_size": 112,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+        "tokens_per_second": 2,
+        "temporal_patch_size": 2,
+    },
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    "vocab_size": 152064,
+}
+QWEN3_VL_4B: dict[str, Any] = {
+    "architectures": ["Qwen3VLForConditionalGeneration"],
+    "model_type": "qwen3_vl",
+    "text_config": {
+        "attention_bias": False,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "max_position_embeddings": 262144,
+        "model_type": "qwen3_vl_text",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+        "rope_theta": 5000000,
+        "tie_word_embeddings": True,
+        "vocab_size": 151936,
+    },
+    "tie_word_embeddings": True,
+    "vision_config": {
+        "deepstack_visual_indexes": [5, 11, 17],
+        "depth": 24,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": 1024,
+        "in_channels": 3,
+        "intermediate_size": 4096,
+        "model_type": "qwen3_vl",
+        "num_heads": 16,
+        "num_position_embeddings": 2304,
+        "out_hidden_size": 2560,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    },
+}
 PUBLISHED: dict[str, dict[str, Any]] = {
     "qwen2.5-vl": {"min_pixels": 3136, "max_pixels": 12_845_056},
     "qwen3-vl": {"size": {"shortest_edge": 65_536, "longest_edge": 16_777_216}},
@@ -56,7 +132,6 @@ class TestAnswers:
             {"window_size": 30, "fullatt_block_indexes": [0]},  # every block by itself
             {"window_size": 10_000, "fullatt_block_indexes": []},  # no picture is larger
             {"fullatt_block_indexes": [2, 0, 1]},
-            {"rope_parameters": {"rope_type": "axial", "rope_theta": 50.0}},
         ],
     )
     def test_settings_of_qwen2_5_vl(self, vision: dict[str, Any], tmp_path: Path) -> None:
@@ -163,7 +238,7 @@ class TestDeepstack:
     def test_features_change_the_answer(self, tmp_path: Path) -> None:
         """Or else nothing above would show that they are there."""
         path = tiny_qwen_vl(tmp_path, "qwen3-vl")
-        config = qwen3_vl_config(resolve(path))
+        config = qwen3_vl_config(resolve(path).config)
         assert (config.deepstack, config.row_width, config.qk_norm, config.rope.interleaved) == (2, 192, True, True)
         (case,) = cases((1,), sizes=((256, 200),))
         before = Reference(path).answer(case.pictures, case.question, 8, to_the_end=True)
@@ -174,6 +249,35 @@ class TestDeepstack:
         save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
         after = Reference(path).answer(case.pictures, case.question, 8, to_the_end=True)
         assert before.token_ids != after.token_ids
+
+
+class TestPublished:
+    """The shapes of published checkpoints, without their memory."""
+
+    @pytest.mark.parametrize("config", [QWEN2_5_VL_7B, QWEN3_VL_4B], ids=["qwen2.5-vl-7b", "qwen3-vl-4b"])
+    def test_every_tensor_has_a_place_of_its_shape(self, config: dict[str, Any]) -> None:
+        with torch.device("meta"):
+            theirs = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**config))
+        newer = "text_config" in config
+        shape = qwen3_vl_config(config) if newer else decoder_config(config)
+        encoder = (Qwen3VLEncoder if newer else Qwen25VLEncoder)(config["vision_config"])
+        check_row_width(encoder.row_width, shape.row_width)
+        ours = [
+            (destinations(DecoderStack(shape)), decoder_rename(shape)),
+            (destinations(encoder), rename_qwen3_vl if newer else rename_qwen2_5_vl),
+        ]
+        for name, tensor in theirs.named_parameters():
+            (found,) = [places.pop(to).shape for places, rename in ours if (to := rename(name)) is not None]
+            assert found == tensor.shape, name
+        assert not any(places for places, _ in ours)
+
+    def test_decoders_are_read_as_published(self) -> None:
+        older, newer = decoder_config(QWEN2_5_VL_7B), qwen3_vl_config(QWEN3_VL_4B)
+        assert (older.qkv_bias, older.o_bias, older.qk_norm, older.tie_word_embeddings) == (True, False, False, False)
+        assert (older.rope.section, older.rope.theta, older.rope.interleaved) == ((16, 24, 24), 1e6, False)
+        assert (newer.qkv_bias, newer.o_bias, newer.qk_norm, newer.tie_word_embeddings) == (False, False, True, True)
+        assert (newer.rope.section, newer.rope.theta, newer.rope.interleaved) == ((24, 20, 20), 5e6, True)
+        assert (newer.deepstack, newer.row_width) == (3, 4 * 2560)
 
 
 class TestNames:

@@ -26,7 +26,7 @@ from vision.pixels import Pixels, QwenPixels
 from vision.projectors import PatchMerger
 from vision.qwen2_5_vl import Qwen25VLEncoder, rename_qwen2_5_vl, window_order
 from vision.qwen3_vl import Qwen3VLEncoder, rename_qwen3_vl
-from vision.qwen_tower import TowerShape, by_blocks, layer_numbers, patch_positions, runs_of
+from vision.qwen_tower import TowerShape, by_blocks, layer_numbers, patch_positions, rope_tables, runs_of
 
 SIZES = [(50, 90), (333, 250), (28, 28), (200, 200), (900, 5)]
 SHAPE = TowerShape(2, 32, 64, 2, 64, 3, 14, 2, 2, 10_000.0)
@@ -158,6 +158,24 @@ def test_patches_come_block_by_block() -> None:
     rows, columns = patch_positions([Grid(1, 4, 6), Grid(1, 2, 2)], 2)
     assert (rows[:24] * 6 + columns[:24]).tolist() == by_blocks(plane, 2).tolist()
     assert (rows[24:].tolist(), columns[24:].tolist()) == ([0, 0, 1, 1], [0, 1, 0, 1])
+
+
+def test_half_of_a_head_turns_with_the_row_and_half_with_the_column() -> None:
+    sizes = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 8,
+        "num_heads": 2,
+        "out_hidden_size": 8,
+        "patch_size": 14,
+    }
+    shape = TowerShape.read({**sizes, "rope_parameters": {"rope_type": "axial", "rope_theta": 100.0}})
+    assert shape.head_dim == 8
+    assert TowerShape.read(sizes).rope_theta == 10_000.0
+    cos, sin = rope_tables(torch.tensor([[3], [5]]), shape)
+    angles = torch.tensor([3.0, 0.3, 5.0, 0.5])
+    torch.testing.assert_close(cos[0, 0], angles.cos().repeat(2))
+    torch.testing.assert_close(sin[0, 0, 4:], angles.sin())
 
 
 def test_learned_positions_are_kept_where_the_grid_is_theirs() -> None:
