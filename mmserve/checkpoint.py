@@ -14,6 +14,8 @@ from vision.identity import canonical_json, digest
 
 FAMILIES: Mapping[str, str] = {
     "Qwen2VLForConditionalGeneration": "qwen2_vl",
+    "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
+    "Qwen3VLForConditionalGeneration": "qwen3_vl",
     "LlavaForConditionalGeneration": "llava",
     "LlavaNextForConditionalGeneration": "llava_next",
     "LlavaOnevisionForConditionalGeneration": "llava_onevision",
@@ -68,6 +70,11 @@ TEXT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "qwen3": {"head_dim": 128, "rms_norm_eps": 1e-6, "num_key_value_heads": 32, "use_sliding_window": False},
 }
 """Fields of a language model that published files leave out where they are transformers' defaults, by model_type."""
+
+NOT_SERVED: Mapping[str, str] = {
+    "Qwen3VLMoeForConditionalGeneration": "they are mixtures of experts; choose a dense Qwen3-VL (2B, 4B, 8B, 32B)",
+}
+"""Architectures whose kin are served, and why they themselves are not."""
 
 _SAMPLE_BYTES = 256
 
@@ -246,6 +253,8 @@ def _family(config: Mapping[str, Any]) -> str:
     for architecture in architectures:
         if architecture in FAMILIES:
             return FAMILIES[architecture]
+        if architecture in NOT_SERVED:
+            raise ConfigError(f"models of architecture {architecture} are not served: {NOT_SERVED[architecture]}")
     served = ", ".join(sorted(FAMILIES))
     raise ConfigError(f"models of architecture {', '.join(map(str, architectures))} are not served; served: {served}")
 

@@ -65,7 +65,7 @@ class Qwen2VLEncoder(nn.Module):
         counts = [grid.t * grid.h * grid.w for grid in grids]
         if sum(counts) != len(values):
             raise ValueError(f"grids {grids} stand for {sum(counts)} patches, but {len(values)} were given")
-        weight = self.projector.norm.weight
+        weight = self.projector.fc1.weight
         patches = values.to(weight.device, weight.dtype, non_blocking=True)
         features = self.tower(patches, grid_thw=torch.tensor(grids, device=weight.device)).last_hidden_state
         rows = self.projector(features)

@@ -98,6 +98,14 @@ def check_row_width(made: int, taken: int) -> None:
         raise CheckpointError(f"config.json gives pictures rows of width {made}, but the decoder takes {taken}")
 
 
+def check_axes(config: DecoderConfig, axes: int) -> None:
+    """Raise ``CheckpointError`` where rotary positions are not said to have so many axes."""
+    if len(config.rope.section) != axes:
+        raise CheckpointError(
+            f"config.json must give mrope_section with {axes} parts in its rope parameters: positions have as many axes"
+        )
+
+
 def _positive(text: Mapping[str, Any], field: str) -> int:
     value = text.get(field)
     if not isinstance(value, int) or value < 1:

@@ -9,13 +9,15 @@ import torch
 
 from mmserve.checkpoint import TEXT_FAMILIES, Checkpoint
 from mmserve.errors import CheckpointError
-from mmserve.models import llava, qwen2_vl, text
+from mmserve.models import llava, qwen2_5_vl, qwen2_vl, qwen3_vl, text
 from mmserve.models.batch import Model
 
 Builder = Callable[[Checkpoint, torch.dtype, torch.device], Model]
 
 BUILDERS: Mapping[str, Builder] = {
     "qwen2_vl": qwen2_vl.build,
+    "qwen2_5_vl": qwen2_5_vl.build,
+    "qwen3_vl": qwen3_vl.build,
     "llava": llava.build,
     "llava_next": llava.build_anyres,
     "llava_onevision": llava.build_anyres,

@@ -46,6 +46,8 @@ def text_only(_: Checkpoint) -> Layout:
 
 LAYOUTS: Mapping[str, Callable[[Checkpoint], Layout]] = {
     "qwen2_vl": qwen_vl,
+    "qwen2_5_vl": qwen_vl,
+    "qwen3_vl": qwen_vl,
     "llava": llava,
     "llava_next": llava_next,
     "llava_onevision": llava_onevision,

@@ -6,6 +6,7 @@ Norms and biases are random too, so that a parameter which is not loaded, or loa
 
 from tests.checkpoints.llava import LLAVAS, tiny_llava
 from tests.checkpoints.qwen2_vl import tiny_qwen2_vl
+from tests.checkpoints.qwen_vl import QWEN_VLS, tiny_qwen_vl
 from tests.checkpoints.text import TEXT_MODELS, tiny_text
 from tests.checkpoints.tokenizer import QWEN_CHAT_TEMPLATE, QWEN_SPECIAL_TOKENS, tiny_tokenizer_json
 
@@ -13,9 +14,11 @@ __all__ = [
     "LLAVAS",
     "QWEN_CHAT_TEMPLATE",
     "QWEN_SPECIAL_TOKENS",
+    "QWEN_VLS",
     "TEXT_MODELS",
     "tiny_llava",
     "tiny_qwen2_vl",
+    "tiny_qwen_vl",
     "tiny_text",
     "tiny_tokenizer_json",
 ]

@@ -26,7 +26,8 @@ def write_weights(path: Path, model_class: Any, seed: int, published_name: Calla
         model = model_class(config)
     generator = torch.Generator().manual_seed(seed)
     given = json.loads((path / "config.json").read_text())
-    dtype = getattr(torch, given.get("torch_dtype") or given["text_config"]["torch_dtype"])
+    fields = {**given, **given.get("text_config", {})}
+    dtype = getattr(torch, fields.get("torch_dtype") or fields["dtype"])
     tensors = {}
     for name, parameter in sorted(model.named_parameters()):
         noise = torch.randn(parameter.shape, generator=generator)

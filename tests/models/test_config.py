@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from mmserve.checkpoint import TEXT_DEFAULTS, text_config
 from mmserve.errors import CheckpointError
-from mmserve.models.config import KINDS, check_row_width, decoder_config, decoder_name
+from mmserve.models.config import KINDS, check_axes, check_row_width, decoder_config, decoder_name
 
 VICUNA_IN_LLAVA: dict[str, Any] = {
     "architectures": ["LlavaForConditionalGeneration"],
@@ -118,4 +118,6 @@ def test_others_are_refused_by_name() -> None:
         decoder_config({"model_type": "gpt2"})
     with pytest.raises(CheckpointError, match="rows of width 8, but the decoder takes 16"):
         check_row_width(8, 16)
+    with pytest.raises(CheckpointError, match="mrope_section with 3 parts"):
+        check_axes(decoder_config(VICUNA_IN_LLAVA), 3)
     assert TEXT_DEFAULTS.keys() <= KINDS.keys()

@@ -15,7 +15,7 @@ from mmserve.config import Limits
 from mmserve.models.families import build_model
 from mmserve.prompt import PromptBuilder, layout_for
 from mmserve.types import Message
-from tests.checkpoints import LLAVAS, TEXT_MODELS, tiny_llava, tiny_qwen2_vl, tiny_text
+from tests.checkpoints import LLAVAS, QWEN_VLS, TEXT_MODELS, tiny_llava, tiny_qwen2_vl, tiny_qwen_vl, tiny_text
 from tests.models.equality import Case, cases, check_counts, check_equality, resolve
 from tests.reference import Processor
 
@@ -33,12 +33,15 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 """What shapes pictures in llava-1.5, llava-v1.6 and llava-onevision as published."""
 FEWER = (1, 2, 1, 0, 1, 3)
-SEEING = (*LLAVAS, "qwen2-vl")
+QWENS = ("qwen2-vl", *QWEN_VLS)
+SEEING = (*LLAVAS, *QWENS)
 
 
 def tiny(path: Path, kind: str, **overrides: Any) -> Path:
     if kind == "qwen2-vl":
         return tiny_qwen2_vl(path, **overrides)
+    if kind in QWEN_VLS:
+        return tiny_qwen_vl(path, kind, **overrides)
     return tiny_text(path, kind, **overrides) if kind in TEXT_MODELS else tiny_llava(path, kind, **overrides)
 
 
@@ -95,7 +98,7 @@ class TestAnswers:
 class TestCounts:
     @pytest.mark.parametrize("kind", SEEING)
     def test_rows_are_known_from_the_header(self, kind: str, tmp_path: Path) -> None:
-        assert (check_counts(tiny(tmp_path, kind), 60) > 0) == (kind == "qwen2-vl")
+        assert (check_counts(tiny(tmp_path, kind), 60) > 0) == (kind in QWENS)
 
     @pytest.mark.parametrize("kind", LLAVAS)
     def test_at_the_published_sizes(self, kind: str, tmp_path: Path) -> None:
@@ -116,7 +119,7 @@ class TestCounts:
     def test_rows_are_known_from_a_thousand_headers(self, kind: str, tmp_path: Path) -> None:
         refused = check_counts(tiny(tmp_path, kind), 1000, seed=1)
         print(f"{kind}: 1000 prompts with pictures of random sizes, all as the processor's; both refuse {refused}")
-        assert (refused > 0) == (kind == "qwen2-vl")
+        assert (refused > 0) == (kind in QWENS)
 
 
 class TestPrompts:

@@ -1,0 +1,26 @@
+"""Qwen2.5-VL (Bai et al. 2025, arXiv 2502.13923): Qwen2-VL's decoder behind a tower with window attention."""
+
+from __future__ import annotations
+
+import torch
+
+from mmserve.checkpoint import Checkpoint
+from mmserve.models.batch import Model
+from mmserve.models.config import check_axes, check_row_width, decoder_config, decoder_rename
+from mmserve.models.layers import DecoderStack
+from mmserve.models.loader import load_weights
+from vision.geometry import QwenGeometry
+from vision.pixels import QwenPixels
+from vision.qwen2_5_vl import Qwen25VLEncoder, rename_qwen2_5_vl
+
+
+def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:
+    """The decoder and the picture encoder with their weights. Raises ``ConfigError`` and ``CheckpointError``."""
+    config = decoder_config(checkpoint.config, context=checkpoint.max_model_len)
+    check_axes(config, 3)
+    decoder, encoder = DecoderStack(config), Qwen25VLEncoder(checkpoint.vision_config)
+    check_row_width(encoder.row_width, config.row_width)
+    pixels = QwenPixels(checkpoint.path, QwenGeometry.from_configs(checkpoint.vision_config, checkpoint.processor))
+    load_weights(decoder, checkpoint.path, decoder_rename(config), dtype=dtype, device=device)
+    load_weights(encoder, checkpoint.path, rename_qwen2_5_vl, dtype=dtype, device=device)
+    return Model(decoder, encoder, pixels)
