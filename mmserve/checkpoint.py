@@ -19,6 +19,7 @@ FAMILIES: Mapping[str, str] = {
     "LlavaForConditionalGeneration": "llava",
     "LlavaNextForConditionalGeneration": "llava_next",
     "LlavaOnevisionForConditionalGeneration": "llava_onevision",
+    "CogVLMForCausalLM": "cogvlm",
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
     "Qwen2ForCausalLM": "qwen2",
@@ -29,8 +30,14 @@ FAMILIES: Mapping[str, str] = {
 TEXT_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """The families that read no pictures."""
 
-WITHOUT_IMAGE_TOKEN = TEXT_FAMILIES
+WITHOUT_IMAGE_TOKEN = TEXT_FAMILIES | {"cogvlm"}
 """The families whose ``config.json`` names no token for pictures."""
+
+WITHOUT_PROCESSOR = TEXT_FAMILIES | {"cogvlm"}
+"""The families whose files hold no settings of an image processor."""
+
+OWN_TEMPLATE = frozenset({"cogvlm"})
+"""The families whose chat template is their layout's: what their files may hold is another model's."""
 
 TEXT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "llama": {
@@ -84,9 +91,9 @@ class Checkpoint:
     """A model on disk. The mappings are the files' content as read; nothing in here changes.
 
     ``config`` is ``config.json``, ``processor`` the image processor's settings, ``generation``
-    ``generation_config.json`` (empty where there is none), ``template`` the chat template's source. ``dtype`` is a
-    torch dtype's name, ``max_model_len`` is in tokens; ``image_token_id`` is ``None`` where no token of the vocabulary
-    stands for pictures. ``sampling`` is what the model's makers recommend.
+    ``generation_config.json`` (empty where there is none), ``template`` the chat template's source (empty where the
+    family's layout has it). ``dtype`` is a torch dtype's name, ``max_model_len`` is in tokens; ``image_token_id`` is
+    ``None`` where no token of the vocabulary stands for pictures. ``sampling`` is what the model's makers recommend.
 
     ``fingerprint`` (32 bytes) identifies the weights and configuration. It covers each safetensors file's name,
     size and header (names, types, shapes and offsets of the tensors), the first and last 256 bytes of every tensor,
@@ -94,6 +101,7 @@ class Checkpoint:
     apart, but it is no digest of every weight: someone who edits the middle of a tensor by hand keeps it.
 
     ``json_style`` says how it writes JSON under a constraint: ``"compact"``, or ``"spaced"`` behind commas and colons.
+    ``tokenizer`` is the folder of the tokenizer, where it is not beside the weights.
     """
 
     name: str
@@ -112,6 +120,12 @@ class Checkpoint:
     description: str = ""
     licence: str = ""
     json_style: str = "compact"
+    tokenizer: Path | None = None
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The folder that holds ``tokenizer.json``."""
+        return self.tokenizer or self.path
 
     @property
     def vision_config(self) -> Mapping[str, Any]:
@@ -136,6 +150,7 @@ def read_checkpoint(
     description: str = "",
     licence: str = "",
     json_style: str = "compact",
+    tokenizer: Path | None = None,
 ) -> Checkpoint:
     """Read a checkpoint folder; ``dtype``, ``template`` (source) and ``max_model_len`` override what it says.
 
@@ -144,7 +159,7 @@ def read_checkpoint(
     """
     config = read_json(path / "config.json")
     family = _family(config)
-    processor = {} if family in TEXT_FAMILIES else _processor(path)
+    processor = {} if family in WITHOUT_PROCESSOR else _processor(path)
     generation = read_json(path / "generation_config.json", missing_ok=True)
     if family not in TEXT_FAMILIES and not isinstance(config.get("vision_config"), dict):
         raise CheckpointError(f"{path / 'config.json'} has no vision_config: this is not a whole {family} checkpoint")
@@ -159,7 +174,7 @@ def read_checkpoint(
         config=config,
         processor=processor,
         generation=generation,
-        template=template or _template(path),
+        template=template or ("" if family in OWN_TEMPLATE else _template(path)),
         dtype=dtype or str(config.get("dtype") or config.get("torch_dtype") or _text_dtype(text)),
         eos_token_ids=_eos_token_ids(path, generation, text),
         image_token_id=None if family in WITHOUT_IMAGE_TOKEN else _image_token_id(config),
@@ -169,6 +184,7 @@ def read_checkpoint(
         description=description,
         licence=licence,
         json_style=json_style,
+        tokenizer=tokenizer,
     )
 
 

@@ -24,6 +24,8 @@ __all__ = ["Checkpoint", "ModelEntry", "Registry", "load_registry", "text_config
 
 DOWNLOADED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "merges.txt", "vocab.txt", "*.model")
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -41,6 +43,7 @@ class ModelEntry:
     licence: str = ""
     description: str = ""
     json_style: str = "compact"
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,11 @@ class Registry:
         """
         entry = self.entries.get(name_or_path)
         if entry is None:
-            return read_checkpoint(self._find(name_or_path, None, offline), name=_plain_name(name_or_path))
+            return read_checkpoint(
+                self._find(name_or_path, None, offline),
+                name=_plain_name(name_or_path),
+                tokenizer=self._tokenizer(name_or_path, offline),
+            )
         checkpoint = read_checkpoint(
             self._find(entry.weights, entry.revision, offline),
             name=entry.name,
@@ -69,6 +76,7 @@ class Registry:
             description=entry.description,
             licence=entry.licence,
             json_style=entry.json_style,
+            tokenizer=self._tokenizer(entry.weights, offline),
         )
         if checkpoint.family != entry.family:
             raise ConfigError(f"models.yaml calls {entry.name} a {entry.family}, but its files say {checkpoint.family}")
@@ -88,6 +96,14 @@ class Registry:
             "or a Hugging Face repository as owner/name",
             param="model",
         )
+
+    def _tokenizer(self, weights: str, offline: bool) -> Path | None:
+        """The folder of a tokenizer that is not beside its ``weights``, by the entry that knows them."""
+        given = next((each.tokenizer for each in self.entries.values() if each.weights == weights), None)
+        if given is None:
+            return None
+        path = Path(given).expanduser()
+        return path if path.is_dir() else _downloaded(given, None, offline, TOKENIZER_FILES)
 
     def _template(self, entry: ModelEntry) -> str | None:
         if entry.template is None:
@@ -142,14 +158,14 @@ def _packaged(name: str) -> Path:
     return path
 
 
-def _downloaded(repository: str, revision: str | None, offline: bool) -> Path:
+def _downloaded(repository: str, revision: str | None, offline: bool, patterns: tuple[str, ...] = DOWNLOADED) -> Path:
     # Imported here: it takes longer than the rest of this module, and a folder or packaged model never needs it.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         found = snapshot_download(
-            repository, revision=revision, allow_patterns=list(DOWNLOADED), local_files_only=offline
+            repository, revision=revision, allow_patterns=list(patterns), local_files_only=offline
         )
     except LocalEntryNotFoundError:
         raise CheckpointError(

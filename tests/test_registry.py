@@ -177,3 +177,16 @@ def test_the_registry_brings_in_no_torch() -> None:
     code = f"import sys, mmserve.registry as r; r.load_registry(); assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert Path(mmserve.__file__).parent.name == "mmserve"
+
+
+def test_a_tokenizer_from_elsewhere(hub: list[dict[str, Any]], folder: Path, tmp_path: Path) -> None:
+    known = registry(tokenizer="owner/words")
+    for name in ("known", "owner/known"):  # also where the model is named by its repository
+        hub.clear()
+        assert known.resolve(name).tokenizer_path == folder
+        assert [call["repository"] for call in hub] == ["owner/known", "owner/words"]
+        assert hub[1]["allow_patterns"] == ["tokenizer.json", "tokenizer_config.json"]
+    hub.clear()
+    assert registry(tokenizer=str(tmp_path)).resolve("known").tokenizer_path == tmp_path
+    assert len(hub) == 1
+    assert registry().resolve("known").tokenizer is None

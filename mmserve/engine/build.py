@@ -15,7 +15,7 @@ from mmserve.prompt import TokenTable, layout_for
 
 def build_engine(checkpoint: Checkpoint, config: EngineConfig) -> Engine:
     """Load the model onto the device. Raises ``ConfigError`` and ``CheckpointError`` with one clear sentence."""
-    table = TokenTable.load(checkpoint.path)
+    table = TokenTable.load(checkpoint.tokenizer_path)
     layout = layout_for(checkpoint)
     eos_ids = frozenset(checkpoint.eos_token_ids)
 
@@ -31,7 +31,7 @@ def build_engine(checkpoint: Checkpoint, config: EngineConfig) -> Engine:
         config,
         positions=layout.positions,
         outputs=Outputs(new_stream, new_sheet),
-        vocabulary=Vocabulary(checkpoint.path, size=runner.vocab_size, eos_ids=checkpoint.eos_token_ids),
+        vocabulary=Vocabulary(checkpoint.tokenizer_path, size=runner.vocab_size, eos_ids=checkpoint.eos_token_ids),
         json_style=SPACED if checkpoint.json_style == "spaced" else COMPACT,
         eos_ids=checkpoint.eos_token_ids,
         max_model_len=checkpoint.max_model_len,

@@ -146,7 +146,7 @@ def _load(model_path: str, config: EngineConfig, limits: Limits, offline: bool) 
     from mmserve.registry import load_registry
 
     checkpoint = load_registry().resolve(model_path, offline=offline)
-    table = TokenTable.load(checkpoint.path)
+    table = TokenTable.load(checkpoint.tokenizer_path)
 
     def spelling(token_ids: Sequence[int]) -> str:
         detokenizer = Detokenizer(table)

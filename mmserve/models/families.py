@@ -9,7 +9,7 @@ import torch
 
 from mmserve.checkpoint import TEXT_FAMILIES, Checkpoint
 from mmserve.errors import CheckpointError
-from mmserve.models import llava, qwen2_5_vl, qwen2_vl, qwen3_vl, text
+from mmserve.models import cogvlm, llava, qwen2_5_vl, qwen2_vl, qwen3_vl, text
 from mmserve.models.batch import Model
 
 Builder = Callable[[Checkpoint, torch.dtype, torch.device], Model]
@@ -21,6 +21,7 @@ BUILDERS: Mapping[str, Builder] = {
     "llava": llava.build,
     "llava_next": llava.build_anyres,
     "llava_onevision": llava.build_anyres,
+    "cogvlm": cogvlm.build,
     **dict.fromkeys(sorted(TEXT_FAMILIES), text.build),
 }
 """A family's name -> what loads a checkpoint of it."""

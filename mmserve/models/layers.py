@@ -20,6 +20,7 @@ from kernels.norm import add_rms_norm, rms_norm
 from kernels.rope import apply_rope, mrope_axes, mrope_cos_sin
 from mmserve.errors import CheckpointError
 from mmserve.models.batch import ForwardBatch
+from mmserve.models.experts import Experts
 from mmserve.models.rope import RopeConfig
 
 
@@ -59,14 +60,14 @@ class DecoderConfig:
 class StepTables:
     """What every layer of one step shares: rotary tables, the new tokens' KV slots, and how they attend.
 
-    ``experts``, bool ``(T,)``, says which tokens the picture's expert takes; ``None`` where it takes none.
+    ``experts`` says which tokens the picture's expert takes; ``None`` where it takes none.
     """
 
     cos: Tensor
     sin: Tensor
     slots: Tensor
     attention: AttentionPlan
-    experts: Tensor | None = None
+    experts: Experts | None = None
 
 
 class MergedLinear(nn.Linear):
@@ -212,8 +213,8 @@ class DecoderStack(nn.Module):
         head = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         return F.linear(x, head).float()
 
-    def _experts(self, batch: ForwardBatch) -> Tensor | None:
+    def _experts(self, batch: ForwardBatch) -> Experts | None:
         if not self.marks_experts or batch.picture_rows is None or batch.picture_index is None:
             return None
         mask = torch.zeros(len(batch.input_ids), dtype=torch.bool, device=batch.input_ids.device)
-        return mask.index_copy_(0, batch.picture_index, batch.picture_rows[:, -1] != 0)
+        return Experts(mask.index_copy_(0, batch.picture_index, batch.picture_rows[:, -1] != 0))

@@ -6,7 +6,7 @@ import torch
 
 from mmserve.checkpoint import Checkpoint
 from mmserve.models.batch import Model
-from mmserve.models.config import check_row_width, decoder_config, decoder_rename
+from mmserve.models.config import check_axes, check_row_width, decoder_config, decoder_rename
 from mmserve.models.layers import DecoderStack
 from mmserve.models.loader import load_weights
 from vision.encoder import Qwen2VLEncoder, rename_qwen2_vl
@@ -19,6 +19,7 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> M
     config = decoder_config(checkpoint.config, context=checkpoint.max_model_len)
     decoder, encoder = DecoderStack(config), Qwen2VLEncoder(checkpoint.vision_config)
     check_row_width(encoder.row_width, config.row_width)
+    check_axes(config, 3)
     pixels = QwenPixels(checkpoint.path, QwenGeometry.from_configs(checkpoint.vision_config, checkpoint.processor))
     load_weights(decoder, checkpoint.path, decoder_rename(config), dtype=dtype, device=device)
     load_weights(encoder, checkpoint.path, rename_qwen2_vl, dtype=dtype, device=device)

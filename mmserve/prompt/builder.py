@@ -48,12 +48,15 @@ class PromptBuilder:
         """
         self._checkpoint = checkpoint
         self._limits = limits
-        self.tokenizer = load_tokenizer(checkpoint.path)
+        self.tokenizer = load_tokenizer(checkpoint.tokenizer_path)
         self.tokenizer.encode_special_tokens = True  # what is encoded here is text; specials come from the template
         self._text = TextEncoder(self.tokenizer)
         self._layout = layout or layout_for(checkpoint)
+        if self._layout.most_pictures is not None:
+            most = min(limits.max_pictures, self._layout.most_pictures)
+            self._limits = dataclasses.replace(limits, max_pictures=most)
         self._specials = SpecialTokens(self.tokenizer.get_added_tokens_decoder(), mark=self._layout.mark)
-        self._template = ChatTemplate(checkpoint.template, _named_tokens(checkpoint))
+        self._template = ChatTemplate(checkpoint.template or self._layout.template or "", _named_tokens(checkpoint))
         self.geometry = self._layout.geometry
         self._fingerprints = {
             geometry: self._fingerprint(geometry) for geometry in (self.geometry, self._layout.among_others) if geometry
@@ -287,7 +290,7 @@ class PromptBuilder:
                     continue
                 if text:
                     yield Piece(self._text.encode(text, first=first))
-                text, first = "", False
+                text, first = "", self._layout.apart and isinstance(segment, Rows)
                 if isinstance(segment, Rows):
                     yield rows_piece(self._layout, segment, placed - 1)
                 else:
@@ -342,7 +345,7 @@ def _check_message(message: Message, where: str) -> None:
 
 def _named_tokens(checkpoint: Checkpoint) -> dict[str, str]:
     """``bos_token`` and the like, which templates may use, from ``tokenizer_config.json``."""
-    settings = read_json(checkpoint.path / "tokenizer_config.json", missing_ok=True)
+    settings = read_json(checkpoint.tokenizer_path / "tokenizer_config.json", missing_ok=True)
     found = {}
     for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
         value = settings.get(name)

@@ -102,7 +102,10 @@ def load_tokenizer(checkpoint: Path) -> Tokenizer:
     """The tokenizer of a checkpoint folder. Raises ``CheckpointError``."""
     path = checkpoint / "tokenizer.json"
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing: this is not a whole Hugging Face checkpoint folder")
+        raise CheckpointError(
+            f"{path} is missing: this is not a whole Hugging Face checkpoint folder, "
+            "or it needs a tokenizer from elsewhere: name that as `tokenizer` in models.yaml"
+        )
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises plain Exception

@@ -37,7 +37,9 @@ class Layout:
 
     ``positions`` gives int64 ``(axes, len(prompt))`` and the position of the first generated token, from the whole
     prompt. With ``opens`` a prompt begins with what the tokenizer itself puts before a text (``<s>``), if the template
-    has not written it.
+    has not written it. ``template`` is the chat template, where the family has its own and does not read it from the
+    checkpoint's files; ``most_pictures`` is how many a prompt may have (``None``: no limit of the family's). With
+    ``apart`` the text behind a picture is encoded as if nothing stood before it.
     """
 
     geometry: Geometry | None = None
@@ -47,6 +49,9 @@ class Layout:
     expand: Callable[[Picture], Sequence[Segment]] = only_rows
     positions: Callable[[Prompt], tuple[IntArray, int]] = plain_positions
     opens: bool = False
+    template: str | None = None
+    most_pictures: int | None = None
+    apart: bool = False
 
     def geometry_among(self, pictures: int) -> Geometry | None:
         """What measures each of so many pictures of one prompt."""

@@ -7,6 +7,7 @@ from functools import partial
 
 from mmserve.checkpoint import TEXT_FAMILIES, Checkpoint
 from mmserve.errors import ConfigError
+from mmserve.prompt.cogvlm import cogvlm
 from mmserve.prompt.layout import Layout
 from mmserve.prompt.positions import mrope_positions
 from vision.geometry import QwenGeometry
@@ -51,6 +52,7 @@ LAYOUTS: Mapping[str, Callable[[Checkpoint], Layout]] = {
     "llava": llava,
     "llava_next": llava_next,
     "llava_onevision": llava_onevision,
+    "cogvlm": cogvlm,
     **dict.fromkeys(sorted(TEXT_FAMILIES), text_only),
 }
 

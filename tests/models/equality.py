@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -74,13 +75,21 @@ def resolve(path: Path) -> Checkpoint:
     return load_registry().resolve(str(path))
 
 
-def check_equality(path: Path, asked: Sequence[Case], *, tokens: int = 8) -> Tally:
+class Answering(Protocol):
+    """What answers are held against: transformers', unless it lacks the family."""
+
+    def answer(
+        self, pictures: Sequence[Image.Image], question: str, max_tokens: int, *, to_the_end: bool = False
+    ) -> Expected: ...
+
+
+def check_equality(path: Path, asked: Sequence[Case], *, tokens: int = 8, reference: Answering | None = None) -> Tally:
     """Ask all in every way; raises ``AssertionError`` where an answer differs for another reason than a near tie.
 
     A picture that transformers refuses must be refused by us with a typed error. Returns the count of both.
     """
     checkpoint = resolve(path)
-    builder, reference, tally = PromptBuilder(checkpoint, Limits()), Reference(path), Tally()
+    builder, reference, tally = PromptBuilder(checkpoint, Limits()), reference or Reference(path), Tally()
     expected: dict[str, Expected] = {}
     prompts: dict[str, Prompt] = {}
     for number, case in enumerate(asked):

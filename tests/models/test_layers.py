@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kernels.attention import plan_attention
 from mmserve.errors import CheckpointError
 from mmserve.models.batch import ForwardBatch
+from mmserve.models.experts import Experts
 from mmserve.models.layers import DecoderConfig, DecoderLayer, DecoderStack, StepTables
 from mmserve.models.loader import materialise
 from mmserve.models.rope import RopeConfig
@@ -49,7 +50,7 @@ class Watched(DecoderLayer):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
-        self.seen: list[tuple[Tensor | None, Tensor]] = []
+        self.seen: list[tuple[Experts | None, Tensor]] = []
 
     def forward(  # type: ignore[no-untyped-def]
         self, x: Tensor, residual: Tensor | None, step: StepTables, *rest, **others
@@ -58,7 +59,7 @@ class Watched(DecoderLayer):
         return super().forward(x, residual, step, *rest, **others)
 
 
-def watched(layers: nn.ModuleList) -> list[tuple[Tensor | None, Tensor]]:
+def watched(layers: nn.ModuleList) -> list[tuple[Experts | None, Tensor]]:
     return [layer.seen[-1] for layer in layers if isinstance(layer, Watched)]
 
 
@@ -90,6 +91,6 @@ def test_experts_are_told_which_tokens_are_theirs() -> None:
     logits(decoder, rows)
     for experts, _ in watched(decoder.layers):
         assert experts is not None
-        assert experts.tolist() == [False, False, True, True, False, False, False]
+        assert experts.mask.tolist() == [False, False, True, True, False, False, False]
     logits(decoder, None)
     assert all(experts is None for experts, _ in watched(decoder.layers))
