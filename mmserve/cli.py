@@ -32,7 +32,7 @@ from mmserve.cli_backend import (
 )
 from mmserve.cli_caption import add_caption, run_caption
 from mmserve.cli_chat import add_chat, run_chat
-from mmserve.cli_options import add_constraint, constraint_of
+from mmserve.cli_options import add_constraint, add_detail, constraint_of, detail_of
 from mmserve.client import Answer, AnswerNotValid, AsyncClient, Options
 from mmserve.errors import ConfigError, MMServeError
 from mmserve.registry import load_registry
@@ -79,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument("--temperature", type=float, help="0 is greedy; default: what the model's makers recommend")
     ask.add_argument("--seed", type=int, help="makes a sampled answer repeatable")
     ask.add_argument("--json", action="store_true", help="print answer, usage and timing as one JSON object")
+    add_detail(ask)
     add_constraint(ask)
     add_backend(ask)
 
@@ -175,7 +176,8 @@ async def _ask(arguments: argparse.Namespace) -> Answer:
     for picture in arguments.pictures:  # before a model is loaded for nothing
         if not picture.is_file():
             raise ConfigError(f"there is no picture {picture}")
-    options = Options(max_tokens=arguments.max_tokens, temperature=arguments.temperature, seed=arguments.seed)
+    chosen = Options(max_tokens=arguments.max_tokens, temperature=arguments.temperature, seed=arguments.seed)
+    options = Options(**chosen, **detail_of(arguments))
     wanted = constraint_of(arguments)
     async with backend_client(arguments) as client:
         return await client.ask(arguments.pictures, arguments.question, system=arguments.system, **options, **wanted)

@@ -20,7 +20,16 @@ from mmserve.template import DEFAULT_CAPTION_PROMPT as DEFAULT_CAPTION_PROMPT
 T = TypeVar("T")
 
 
-class Options(TypedDict, total=False):
+class Looking(TypedDict, total=False):
+    """How closely the model looks at pictures: ``detail`` is ``"auto"``, ``"low"`` or ``"high"``; ``min_pixels`` and
+    ``max_pixels`` bound what a picture is resized to, where the model's family can choose."""
+
+    detail: str | None
+    min_pixels: int | None
+    max_pixels: int | None
+
+
+class Options(Looking, total=False):
     """What may be said about how an answer is made; the server's defaults hold for what is left out or None.
 
     ``temperature=0`` is greedy. ``logprobs`` asks for the log-probability of each token and ``top_logprobs`` for
@@ -70,15 +79,18 @@ class Call(Generic[T]):
             raise not_an_answer(response.request.url) from error
 
 
+_PLAIN = Options.__annotations__.keys() | Looking.__annotations__.keys()
+
+
 def split(options: Mapping[str, Any]) -> tuple[Options, Shape]:
     """Options and constraints apart. Raises TypeError for a name that does not exist, as Python does for named
     parameters, and what :func:`mmserve.client.constraints.shape_of` raises."""
-    known = Options.__annotations__.keys() | Constraints.__annotations__.keys()
+    known = _PLAIN | Constraints.__annotations__.keys()
     for name in options:
         if name not in known:
             raise TypeError(f"{name!r} is not an option; there are: {', '.join(sorted(known))}")
     wanted = {name: value for name, value in options.items() if name in Constraints.__annotations__}
-    plain = {name: value for name, value in options.items() if name in Options.__annotations__}
+    plain = {name: value for name, value in options.items() if name in _PLAIN}
     return cast("Options", plain), shape_of(wanted)
 
 
@@ -142,6 +154,7 @@ def decide(
     model: str | None,
     temperature: float | None,
     cache_salt: str | None,
+    looking: Looking,
 ) -> Call[Decision]:
     """One question of ``/v1/decisions``: about ``choices``, on a scale of ``levels``, or else yes or no."""
     asked, read = decision_question(question, choices, levels)
@@ -149,7 +162,7 @@ def decide(
     fields = {"model": model, "temperature": temperature, "cache_salt": cache_salt}
     body = {
         **{name: value for name, value in fields.items() if value is not None},
-        "images": [{"url": file.data_uri} for file in files],
+        "images": [{"url": file.data_uri, **_looking(looking)} for file in files],
         "questions": [asked],
     }
     return Call("POST", "/v1/decisions", lambda response: read(response.json()), {"json": body})
@@ -190,24 +203,31 @@ def _form_value(value: object) -> str | list[str]:
 def _chat_body(
     messages: Iterable[Mapping[str, Any]], model: str | None, options: Options, shape: Shape
 ) -> dict[str, Any]:
-    body = {"model": model, "messages": [_message(message) for message in messages], **options, **shape.body}
+    """OpenAI's clients say of each picture how closely to look at it; ours say it once for all that they encode."""
+    looking = _looking(options)
+    plain = {name: value for name, value in options.items() if name not in Looking.__annotations__}
+    body = {"model": model, "messages": [_message(message, looking) for message in messages], **plain, **shape.body}
     return {name: value for name, value in body.items() if value is not None}
 
 
-def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+def _looking(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in Looking.__annotations__ if options.get(name) is not None}
+
+
+def _message(message: Mapping[str, Any], looking: Mapping[str, Any]) -> dict[str, Any]:
     content = message.get("content")
     if content is None or isinstance(content, str):
         return dict(message)
     parts = content if isinstance(content, (list, tuple)) else [content]
-    return {**message, "content": [_part(part) for part in parts]}
+    return {**message, "content": [_part(part, looking) for part in parts]}
 
 
-def _part(part: str | Mapping[str, Any] | PictureLike) -> dict[str, Any]:
+def _part(part: str | Mapping[str, Any] | PictureLike, looking: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     if isinstance(part, Mapping):
         return dict(part)
-    return {"type": "image_url", "image_url": {"url": read_picture(part).data_uri}}
+    return {"type": "image_url", "image_url": {"url": read_picture(part).data_uri, **looking}}
 
 
 def _read_health(response: httpx.Response) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import httpx
 
 from mmserve.client import calls, flow, settings
 from mmserve.client.answer import Answer, CaptionResult
-from mmserve.client.calls import DEFAULT_CAPTION_PROMPT, AllOptions, Call, Options
+from mmserve.client.calls import DEFAULT_CAPTION_PROMPT, AllOptions, Call, Looking, Options
 from mmserve.client.decision import Decision
 from mmserve.client.pictures import PictureFile, PictureLike, read_picture
 from mmserve.client.refusals import about_picture
@@ -211,6 +211,7 @@ class Client:
         model: str | None = None,
         temperature: float | None = None,
         cache_salt: str | None = None,
+        **looking: Unpack[Looking],
     ) -> Decision:
         """The probability of each of ``choices`` (a list of strings, an Enum class or a Literal), read from the model.
 
@@ -226,6 +227,7 @@ class Client:
                 model=model,
                 temperature=temperature,
                 cache_salt=cache_salt,
+                looking=looking,
             )
         )
 

@@ -31,7 +31,7 @@ from mmserve.models.batch import Decoder, ForwardBatch, Model
 from mmserve.models.families import build_model
 from mmserve.types import ContentHash, IntArray, Picture
 from vision.decode import decode
-from vision.pixels import Pixels
+from vision.pixels import Pixels, processor_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,8 @@ class Runner:
         """Decode a picture and cut it in patches. Thread safe. Raises ``PictureError``."""
         if self._processor is None:
             raise UnsupportedPicture("this model reads text only: leave the pictures out, or ask a model that sees")
-        return self._processor(decode(picture.data, picture.header), picture.grid)
+        processor = processor_for(self._processor, picture.detail)
+        return processor(decode(picture.data, picture.header), picture.grid)
 
     def put_pixels(self, content: ContentHash, pixels: Pixels) -> None:
         self._pixels[content] = pixels
