@@ -69,6 +69,9 @@ TEXT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 """Fields of a language model that published files leave out where they are transformers' defaults, by model_type."""
 
+QUANTIZATIONS = ("int8", "fp8")
+"""What the decoder's weights may be rounded to while they are loaded."""
+
 _SAMPLE_BYTES = 256
 
 
@@ -87,6 +90,7 @@ class Checkpoint:
     apart, but it is no digest of every weight: someone who edits the middle of a tensor by hand keeps it.
 
     ``json_style`` says how it writes JSON under a constraint: ``"compact"``, or ``"spaced"`` behind commas and colons.
+    ``quantization`` is one of ``QUANTIZATIONS``, or ``None`` where weights stay of ``dtype``.
     """
 
     name: str
@@ -105,6 +109,7 @@ class Checkpoint:
     description: str = ""
     licence: str = ""
     json_style: str = "compact"
+    quantization: str | None = None
 
     @property
     def vision_config(self) -> Mapping[str, Any]:
@@ -129,6 +134,7 @@ def read_checkpoint(
     description: str = "",
     licence: str = "",
     json_style: str = "compact",
+    quantization: str | None = None,
 ) -> Checkpoint:
     """Read a checkpoint folder; ``dtype``, ``template`` (source) and ``max_model_len`` override what it says.
 
@@ -162,6 +168,7 @@ def read_checkpoint(
         description=description,
         licence=licence,
         json_style=json_style,
+        quantization=quantization,
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from mmserve.checkpoint import Checkpoint, read_checkpoint, text_config
+from mmserve.checkpoint import QUANTIZATIONS, Checkpoint, read_checkpoint, text_config
 from mmserve.errors import CheckpointError, ConfigError, ModelNotFound
 
 __all__ = ["Checkpoint", "ModelEntry", "Registry", "load_registry", "text_config"]
@@ -41,6 +41,7 @@ class ModelEntry:
     licence: str = ""
     description: str = ""
     json_style: str = "compact"
+    quantization: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class Registry:
             description=entry.description,
             licence=entry.licence,
             json_style=entry.json_style,
+            quantization=entry.quantization,
         )
         if checkpoint.family != entry.family:
             raise ConfigError(f"models.yaml calls {entry.name} a {entry.family}, but its files say {checkpoint.family}")
@@ -126,6 +128,9 @@ def _entry(path: Path, name: str, fields: Any) -> ModelEntry:
         raise ConfigError(f"{path}: the limits of {name} may hold max_model_len only, got {limits}")
     if fields.get("json_style", "compact") not in ("compact", "spaced"):
         raise ConfigError(f"{path}: json_style of {name} must be compact or spaced, not {fields['json_style']!r}")
+    if fields.get("quantization") not in (None, *QUANTIZATIONS):
+        kinds = ", ".join(QUANTIZATIONS)
+        raise ConfigError(f"{path}: quantization of {name} must be one of {kinds}, not {fields['quantization']!r}")
     return ModelEntry(name=name, **fields)
 
 

@@ -6,6 +6,7 @@ says so). Torch backend: plain ops, no graphs.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from kernels.attention import plan_attention
 from mmserve.cache.costs import StepTimes
 from mmserve.cache.host import FileStore, HostStore, PinnedStore
 from mmserve.cache.kv import KVCache
-from mmserve.checkpoint import Checkpoint
+from mmserve.checkpoint import QUANTIZATIONS, Checkpoint
 from mmserve.config import EngineConfig
 from mmserve.engine.plan import Chunk, SchedulerOutput
 from mmserve.engine.sampler import Allowed, RowLogprobs, sample, score
@@ -228,6 +229,7 @@ class Runner:
 
 def build_runner(checkpoint: Checkpoint, config: EngineConfig) -> Runner:
     """Load a checkpoint onto the device and size the KV cache. Raises ``ConfigError`` and ``CheckpointError``."""
+    checkpoint = pick_quantization(config.quantization, checkpoint)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device, checkpoint.dtype)
     model = build_model(checkpoint, dtype=dtype, device=device)
@@ -267,6 +269,16 @@ def pick_dtype(name: str, device: torch.device, stored: str) -> torch.dtype:
     if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ConfigError(f"dtype must be auto, float32, bfloat16 or float16, not {name!r}", param="dtype")
     return dtype
+
+
+def pick_quantization(name: str, checkpoint: Checkpoint) -> Checkpoint:
+    """``checkpoint`` with weights as ``name`` says; ``auto`` leaves that to its entry. Raises ``ConfigError``."""
+    if name == "auto":
+        return checkpoint
+    if name not in ("none", *QUANTIZATIONS):
+        kinds = ", ".join(("auto", "none", *QUANTIZATIONS))
+        raise ConfigError(f"quantization must be one of {kinds}, not {name!r}", param="quantization")
+    return dataclasses.replace(checkpoint, quantization=None if name == "none" else name)
 
 
 def count_slots(
