@@ -32,10 +32,10 @@ from mmserve.cli_backend import (
 )
 from mmserve.cli_caption import add_caption, run_caption
 from mmserve.cli_chat import add_chat, run_chat
+from mmserve.cli_models import add_models, run_models
 from mmserve.cli_options import add_constraint, add_detail, constraint_of, detail_of
 from mmserve.client import Answer, AnswerNotValid, AsyncClient, Options
 from mmserve.errors import ConfigError, MMServeError
-from mmserve.registry import load_registry
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,8 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_caption(_command(commands, "caption", run_caption, "caption pictures: folders, files, patterns, lists"))
     add_chat(_command(commands, "chat", run_chat, "talk about pictures in the terminal"))
 
-    models = _command(commands, "models", run_models, "list the models that models.yaml names")
-    models.add_argument("--json", action="store_true", help="print them as JSON")
+    add_models(_command(commands, "models", run_models, "list models, what they need and whether they are here"))
 
     demo = _command(commands, "demo", run_demo, "serve the embedded model and ask it about a bundled picture")
     demo.add_argument("--once", action="store_true", help="stop after the answer")
@@ -139,17 +138,6 @@ def run_ask(arguments: argparse.Namespace) -> int:
     if kept is not None and kept.valid is False:
         print(f"mmserve: the answer is not all that was asked for: {'; '.join(kept.relaxed)}", file=sys.stderr)
         return 1
-    return 0
-
-
-def run_models(arguments: argparse.Namespace) -> int:
-    entries = load_registry().entries.values()
-    if arguments.json:
-        print(json.dumps([dataclasses.asdict(entry) for entry in entries], ensure_ascii=False, indent=2))
-        return 0
-    width = max(len(entry.name) for entry in entries)
-    for entry in entries:
-        print(f"{entry.name:<{width}}  {entry.family}  {entry.weights}  {entry.description}")
     return 0
 
 

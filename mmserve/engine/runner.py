@@ -26,6 +26,7 @@ from mmserve.cache.kv import KVCache
 from mmserve.checkpoint import QUANTIZATIONS, Checkpoint
 from mmserve.config import EngineConfig
 from mmserve.engine.plan import Chunk, SchedulerOutput
+from mmserve.engine.room import LEAST_SLOTS, check_room
 from mmserve.engine.sampler import Allowed, RowLogprobs, sample, score
 from mmserve.errors import ConfigError, UnsupportedPicture
 from mmserve.models.batch import Decoder, ForwardBatch, Model
@@ -232,6 +233,7 @@ def build_runner(checkpoint: Checkpoint, config: EngineConfig) -> Runner:
     checkpoint = pick_quantization(config.quantization, checkpoint)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device, checkpoint.dtype)
+    check_room(checkpoint, config, dtype, device)
     model = build_model(checkpoint, dtype=dtype, device=device)
     decoder = model.decoder
     slots = count_slots(decoder, config, dtype, device, checkpoint.max_model_len)
@@ -294,7 +296,7 @@ def count_slots(
         free, _ = torch.cuda.mem_get_info(device)
         room = int(free * config.memory_fraction)
     slots = min(room // per_slot, config.max_running * max_model_len)
-    if slots < 256:
+    if slots < LEAST_SLOTS:
         raise ConfigError(
             f"only {slots} tokens of keys and values fit in the memory left; give more memory or a smaller model"
         )
