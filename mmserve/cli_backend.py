@@ -31,9 +31,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
-        help="a name from models.yaml, a checkpoint folder, or owner/name on Hugging Face (default: %(default)s)",
+        help="a name from models.yaml, a checkpoint folder, or owner/name[@revision] on Hugging Face (%(default)s)",
     )
-    parser.add_argument("--offline", action="store_true", help="download nothing")
+    parser.add_argument("--offline", action="store_true", help="download nothing: what is not here is refused")
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:

@@ -67,8 +67,8 @@ class Detail:
             raise InvalidField(f"detail must be auto, low or high, not {str(self.level)[:64]!r}", param="detail")
         for name in ("min_pixels", "max_pixels"):
             value = getattr(self, name)
-            if value is not None and not 1 <= value < 2**53:
-                raise InvalidField(f"{name} must be a number of pixels, at least 1, got {value}", param=name)
+            if value is not None and not (isinstance(value, int) and 1 <= value < 2**53):
+                raise InvalidField(f"{name} must be a whole number of pixels, at least 1, got {value}", param=name)
         if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
             raise InvalidField(
                 f"min_pixels={self.min_pixels} is more than max_pixels={self.max_pixels}", param="min_pixels"

@@ -79,18 +79,15 @@ class Call(Generic[T]):
             raise not_an_answer(response.request.url) from error
 
 
-_PLAIN = Options.__annotations__.keys() | Looking.__annotations__.keys()
-
-
 def split(options: Mapping[str, Any]) -> tuple[Options, Shape]:
     """Options and constraints apart. Raises TypeError for a name that does not exist, as Python does for named
     parameters, and what :func:`mmserve.client.constraints.shape_of` raises."""
-    known = _PLAIN | Constraints.__annotations__.keys()
+    known = Options.__annotations__.keys() | Constraints.__annotations__.keys()
     for name in options:
         if name not in known:
             raise TypeError(f"{name!r} is not an option; there are: {', '.join(sorted(known))}")
     wanted = {name: value for name, value in options.items() if name in Constraints.__annotations__}
-    plain = {name: value for name, value in options.items() if name in _PLAIN}
+    plain = {name: value for name, value in options.items() if name in Options.__annotations__}
     return cast("Options", plain), shape_of(wanted)
 
 

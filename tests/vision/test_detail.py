@@ -38,6 +38,7 @@ def limits(geometry: QwenGeometry, detail: Detail) -> tuple[int, int]:
         ({"min_pixels": 0}, "min_pixels"),
         ({"max_pixels": -1}, "max_pixels"),
         ({"max_pixels": 10**30}, "max_pixels"),
+        ({"max_pixels": 1000.5}, "max_pixels"),
         ({"min_pixels": 9, "max_pixels": 8}, "min_pixels"),
     ],
 )
