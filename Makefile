@@ -43,6 +43,7 @@ proof: $(VENV)/.ready-dev
 	$(BIN)/python -m bench.constrained | tee docs/proofs/constrained-speed.txt
 	$(BIN)/python -m bench.caption | tee docs/proofs/captions.txt
 	$(BIN)/python -m bench.page | tee docs/proofs/page.txt
+	$(BIN)/python -m bench.quantised | tee docs/proofs/quantised.txt
 	$(BIN)/python -m bench.radix --plot docs/proofs/radix.png | tee docs/proofs/radix.txt
 	$(BIN)/python -m bench.hit_rate | tee docs/proofs/hit-rate.txt
 	$(BIN)/python -m bench.second_tier | tee docs/proofs/second-tier.txt

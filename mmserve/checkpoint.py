@@ -83,6 +83,9 @@ NOT_SERVED: Mapping[str, str] = {
 }
 """Architectures whose kin are served, and why they themselves are not."""
 
+QUANTIZATIONS = ("int8", "fp8")
+"""What the decoder's weights may be rounded to while they are loaded."""
+
 _SAMPLE_BYTES = 256
 
 
@@ -102,6 +105,7 @@ class Checkpoint:
 
     ``json_style`` says how it writes JSON under a constraint: ``"compact"``, or ``"spaced"`` behind commas and colons.
     ``tokenizer`` is the folder of the tokenizer, where it is not beside the weights.
+    ``quantization`` is one of ``QUANTIZATIONS``, or ``None`` where weights stay of ``dtype``.
     """
 
     name: str
@@ -120,6 +124,7 @@ class Checkpoint:
     description: str = ""
     licence: str = ""
     json_style: str = "compact"
+    quantization: str | None = None
     tokenizer: Path | None = None
 
     @property
@@ -151,6 +156,7 @@ def read_checkpoint(
     licence: str = "",
     json_style: str = "compact",
     tokenizer: Path | None = None,
+    quantization: str | None = None,
 ) -> Checkpoint:
     """Read a checkpoint folder; ``dtype``, ``template`` (source) and ``max_model_len`` override what it says.
 
@@ -185,6 +191,7 @@ def read_checkpoint(
         licence=licence,
         json_style=json_style,
         tokenizer=tokenizer,
+        quantization=quantization,
     )
 
 

@@ -32,10 +32,10 @@ from mmserve.cli_backend import (
 )
 from mmserve.cli_caption import add_caption, run_caption
 from mmserve.cli_chat import add_chat, run_chat
-from mmserve.cli_options import add_constraint, constraint_of
+from mmserve.cli_models import add_models, run_models
+from mmserve.cli_options import add_constraint, add_detail, constraint_of, detail_of
 from mmserve.client import Answer, AnswerNotValid, AsyncClient, Options
 from mmserve.errors import ConfigError, MMServeError
-from mmserve.registry import load_registry
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,14 +79,14 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument("--temperature", type=float, help="0 is greedy; default: what the model's makers recommend")
     ask.add_argument("--seed", type=int, help="makes a sampled answer repeatable")
     ask.add_argument("--json", action="store_true", help="print answer, usage and timing as one JSON object")
+    add_detail(ask)
     add_constraint(ask)
     add_backend(ask)
 
     add_caption(_command(commands, "caption", run_caption, "caption pictures: folders, files, patterns, lists"))
     add_chat(_command(commands, "chat", run_chat, "talk about pictures in the terminal"))
 
-    models = _command(commands, "models", run_models, "list the models that models.yaml names")
-    models.add_argument("--json", action="store_true", help="print them as JSON")
+    add_models(_command(commands, "models", run_models, "list models, what they need and whether they are here"))
 
     demo = _command(commands, "demo", run_demo, "serve the embedded model and ask it about a bundled picture")
     demo.add_argument("--once", action="store_true", help="stop after the answer")
@@ -141,17 +141,6 @@ def run_ask(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def run_models(arguments: argparse.Namespace) -> int:
-    entries = load_registry().entries.values()
-    if arguments.json:
-        print(json.dumps([dataclasses.asdict(entry) for entry in entries], ensure_ascii=False, indent=2))
-        return 0
-    width = max(len(entry.name) for entry in entries)
-    for entry in entries:
-        print(f"{entry.name:<{width}}  {entry.family}  {entry.weights}  {entry.description}")
-    return 0
-
-
 async def _serve(arguments: argparse.Namespace) -> None:
     async with local_service(arguments) as service, listening(service, arguments) as (server, url):
         print(f"mmserve: {service.model.name} is served at {url}", file=sys.stderr)
@@ -175,7 +164,8 @@ async def _ask(arguments: argparse.Namespace) -> Answer:
     for picture in arguments.pictures:  # before a model is loaded for nothing
         if not picture.is_file():
             raise ConfigError(f"there is no picture {picture}")
-    options = Options(max_tokens=arguments.max_tokens, temperature=arguments.temperature, seed=arguments.seed)
+    chosen = Options(max_tokens=arguments.max_tokens, temperature=arguments.temperature, seed=arguments.seed)
+    options = Options(**chosen, **detail_of(arguments))
     wanted = constraint_of(arguments)
     async with backend_client(arguments) as client:
         return await client.ask(arguments.pictures, arguments.question, system=arguments.system, **options, **wanted)

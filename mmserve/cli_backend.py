@@ -31,9 +31,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
-        help="a name from models.yaml, a checkpoint folder, or owner/name on Hugging Face (default: %(default)s)",
+        help="a name from models.yaml, a checkpoint folder, or owner/name[@revision] on Hugging Face (%(default)s)",
     )
-    parser.add_argument("--offline", action="store_true", help="download nothing")
+    parser.add_argument("--offline", action="store_true", help="download nothing: what is not here is refused")
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +51,12 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("engine and limits")
     group.add_argument("--device", default=engine.device, help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     group.add_argument("--dtype", default=engine.dtype, help="auto, float32, bfloat16, float16 (%(default)s)")
+    group.add_argument(
+        "--quantization",
+        choices=["auto", "none", "int8", "fp8"],
+        default=engine.quantization,
+        help="the decoder's weights in eight bits: half of bfloat16's memory (auto: as models.yaml says)",
+    )
     group.add_argument("--max-model-len", type=int, help="context in tokens (default: the model's own)")
     group.add_argument("--max-running", type=int, default=engine.max_running, help="default: %(default)s requests")
     group.add_argument("--step-tokens", type=int, default=engine.step_tokens, help="tokens in a step (%(default)s)")
@@ -96,6 +102,7 @@ async def local_service(arguments: argparse.Namespace) -> AsyncIterator[Service]
     config = EngineConfig(
         device=arguments.device,
         dtype=arguments.dtype,
+        quantization=arguments.quantization,
         max_running=arguments.max_running,
         step_tokens=arguments.step_tokens,
         kv_slots=arguments.kv_slots,

@@ -31,7 +31,7 @@ from mmserve.caption import (
 )
 from mmserve.cli_backend import DEFAULT_MODEL, add_backend, backend_client, local_service
 from mmserve.cli_direct import DirectCaptioner
-from mmserve.cli_options import add_constraint, constraint_of
+from mmserve.cli_options import add_constraint, add_detail, constraint_of, detail_of
 from mmserve.cli_progress import ProgressLine, cached_share
 from mmserve.client import DEFAULT_CAPTION_PROMPT, AllOptions
 from mmserve.errors import ConfigError
@@ -64,6 +64,7 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--temperature", type=float, help="0 is greedy; default: what the model's makers recommend")
     asked.add_argument("--seed", type=int, help="makes sampled captions repeatable")
     _add_output(parser.add_argument_group("where captions go"))
+    add_detail(parser)
     add_constraint(parser)
     add_backend(parser)
 
@@ -155,7 +156,7 @@ def _options(arguments: argparse.Namespace) -> AllOptions:
     if max_tokens is None:
         max_tokens = _TOKENS_OF_A_DOCUMENT if document else _TOKENS
     plain = {"max_tokens": max_tokens, "temperature": arguments.temperature, "seed": arguments.seed}
-    return cast("AllOptions", {**plain, **shape})
+    return cast("AllOptions", {**plain, **detail_of(arguments), **shape})
 
 
 def _finish(arguments: argparse.Namespace) -> Finish:

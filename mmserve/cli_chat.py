@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mmserve.cli_backend import add_backend, listening, local_service
+from mmserve.cli_options import add_detail, detail_of
 from mmserve.client import Client, Options, PictureHandle
 from mmserve.errors import ConfigError, EngineUnavailable, MMServeError
 
@@ -31,12 +32,14 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, help="end each answer after this many tokens")
     parser.add_argument("--temperature", type=float, help="0 is greedy; default: what the model's makers recommend")
     parser.add_argument("--seed", type=int, help="makes sampled answers repeatable")
+    add_detail(parser)
     add_backend(parser)
 
 
 def run_chat(arguments: argparse.Namespace) -> int:
     """Questions are lines of stdin, answers go to stdout. Returns 1 when a question from a pipe had no answer."""
-    options = Options(max_tokens=arguments.max_tokens, temperature=arguments.temperature, seed=arguments.seed)
+    chosen = Options(max_tokens=arguments.max_tokens, temperature=arguments.temperature, seed=arguments.seed)
+    options = Options(**chosen, **detail_of(arguments))
     for picture in arguments.pictures:  # before a model is loaded for nothing
         if not picture.is_file():
             raise ConfigError(f"there is no picture {picture}")

@@ -29,6 +29,7 @@ class DirectCaptioner:
         self._wanted = fields.wanted()
         self._sampling = fields.sampling(service.sampling)
         self._salt = fields.cache_salt
+        self._detail = fields.looking()
         self._system = [Message("system", (TextPart(system),))] if system else []
         self._numbers = itertools.count()
 
@@ -36,7 +37,7 @@ class DirectCaptioner:
         from web.constraints import constraint_of, naming, verdict_on
         from web.generation import Stopwatch, collect, make_requests, offload
 
-        messages = [*self._system, Message("user", (ImagePart(data), TextPart(prompt)))]
+        messages = [*self._system, Message("user", (ImagePart(data, self._detail), TextPart(prompt)))]
         built = await offload(len(data), lambda: self._service.prompts.build(messages, cache_salt=self._salt))
         constraint = constraint_of(self._wanted)
         identity = f"caption-{next(self._numbers)}"

@@ -12,7 +12,9 @@ from types import ModuleType
 from typing import Any
 
 from mmserve.client import Constraints
+from mmserve.client.calls import Looking
 from mmserve.errors import ConfigError
+from mmserve.types import DETAIL_LEVELS
 
 
 def add_constraint(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +35,19 @@ def add_constraint(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--must-not-include", action="append", metavar="WORD", help="repeat it for several")
     group.add_argument("--start-with", metavar="TEXT")
     group.add_argument("--max-words", type=int, metavar="N")
+
+
+def add_detail(parser: argparse.ArgumentParser) -> None:
+    """``--detail`` and the limits in pixels on ``parser``."""
+    group = parser.add_argument_group("how closely the model looks (where its family can choose)")
+    group.add_argument("--detail", choices=DETAIL_LEVELS, help="low is fast, high and auto see all (default: auto)")
+    group.add_argument("--min-pixels", type=int, metavar="N", help="enlarge smaller pictures to N pixels (Qwen-VL)")
+    group.add_argument("--max-pixels", type=int, metavar="N", help="shrink larger pictures to N pixels (Qwen-VL)")
+
+
+def detail_of(arguments: argparse.Namespace) -> Looking:
+    """The client's options."""
+    return Looking(detail=arguments.detail, min_pixels=arguments.min_pixels, max_pixels=arguments.max_pixels)
 
 
 def constraint_of(arguments: argparse.Namespace) -> Constraints:

@@ -29,7 +29,8 @@ class Limits:
 class EngineConfig:
     """How the engine runs.
 
-    ``dtype`` is ``"auto"`` (float32 on a CPU, the checkpoint's own on a GPU) or a torch dtype's name.
+    ``dtype`` is ``"auto"`` (float32 on a CPU, the checkpoint's own on a GPU) or a torch dtype's name. ``quantization``
+    is ``"auto"`` (what ``models.yaml`` says), ``"none"``, ``"int8"`` or ``"fp8"``: the decoder's weights in eight bits.
     ``kv_slots`` is the number of tokens whose keys and values fit; ``None`` sizes it from ``kv_bytes``
     on a CPU and from free memory times ``memory_fraction`` on a GPU. ``step_tokens`` is the budget that prefill chunks
     and decodes share in a step; ``encode_patches`` the vision patches encoded in one. ``tier_bytes`` bounds the second
@@ -40,6 +41,7 @@ class EngineConfig:
 
     device: str = "auto"
     dtype: str = "auto"
+    quantization: str = "auto"
     max_running: int = 64
     step_tokens: int = 2048
     encode_patches: int = 16_384

@@ -17,16 +17,13 @@ from typing import Any
 
 import yaml
 
-from mmserve.checkpoint import Checkpoint, read_checkpoint, text_config
+from mmserve.checkpoint import QUANTIZATIONS, Checkpoint, read_checkpoint, text_config
 from mmserve.errors import CheckpointError, ConfigError, ModelNotFound
+from mmserve.hub import fetch, fetch_tokenizer, find
 
 __all__ = ["Checkpoint", "ModelEntry", "Registry", "load_registry", "text_config"]
 
-DOWNLOADED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "merges.txt", "vocab.txt", "*.model")
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +41,8 @@ class ModelEntry:
     description: str = ""
     json_style: str = "compact"
     tokenizer: str | None = None
+    quantization: str | None = None
+    memory: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +53,20 @@ class Registry:
     folder: Path
 
     def resolve(self, name_or_path: str, *, offline: bool = False) -> Checkpoint:
-        """The checkpoint of a model known by name, in a folder, or in a Hugging Face repository (``owner/name``).
+        """The checkpoint of a model known by name, in a folder, or in a Hugging Face repository (``owner/name``, or
+        ``owner/name@revision``).
 
         A repository is downloaded on first use, unless ``offline`` or ``HF_HUB_OFFLINE=1`` allows only what is already
         on this machine. Raises ``ModelNotFound`` for a name that means nothing here, ``CheckpointError`` for files that
         are missing or damaged, and ``ConfigError`` for a model that is not served; each says what to do.
         """
         entry = self.entries.get(name_or_path)
+        path = self.fetch(name_or_path, offline=offline)
         if entry is None:
-            return read_checkpoint(
-                self._find(name_or_path, None, offline),
-                name=_plain_name(name_or_path),
-                tokenizer=self._tokenizer(name_or_path, offline),
-            )
+            tokenizer = self._tokenizer(name_or_path, offline)
+            return read_checkpoint(path, name=_plain_name(name_or_path), tokenizer=tokenizer)
         checkpoint = read_checkpoint(
-            self._find(entry.weights, entry.revision, offline),
+            path,
             name=entry.name,
             dtype=entry.dtype,
             template=self._template(entry),
@@ -77,25 +75,37 @@ class Registry:
             licence=entry.licence,
             json_style=entry.json_style,
             tokenizer=self._tokenizer(entry.weights, offline),
+            quantization=entry.quantization,
         )
         if checkpoint.family != entry.family:
             raise ConfigError(f"models.yaml calls {entry.name} a {entry.family}, but its files say {checkpoint.family}")
         return checkpoint
 
-    def _find(self, weights: str, revision: str | None, offline: bool) -> Path:
-        if weights.startswith("package:"):
-            return _packaged(weights.removeprefix("package:"))
-        path = Path(weights).expanduser()
-        if weights and path.is_dir():
-            return path
-        if _REPOSITORY.fullmatch(weights):
-            return _downloaded(weights, revision, offline)
-        known = ", ".join(self.entries) or "none"
-        raise ModelNotFound(
-            f"there is no model {weights!r}: give a name from models.yaml ({known}), a checkpoint folder, "
-            "or a Hugging Face repository as owner/name",
-            param="model",
-        )
+    def fetch(self, name_or_path: str, *, offline: bool = False) -> Path:
+        """The folder of a model's files, downloaded if need be; names and errors as for :meth:`resolve`."""
+        entry = self.entries.get(name_or_path)
+        weights = name_or_path if entry is None else entry.weights
+        if (folder := _folder(weights)) is not None:
+            return folder
+        if not _REPOSITORY.fullmatch(weights):
+            known = ", ".join(self.entries) or "none"
+            raise ModelNotFound(
+                f"there is no model {weights!r}: give a name from models.yaml ({known}), a checkpoint folder, "
+                "or a Hugging Face repository as owner/name",
+                param="model",
+            )
+        repository, _, revision = weights.partition("@")
+        if entry is None:
+            return fetch(repository, revision or None, offline=offline)
+        return fetch(repository, revision or entry.revision, offline=offline, size=entry.memory.get("weights"))
+
+    def find(self, entry: ModelEntry) -> Path | None:
+        """The folder of an entry's files where they are all on this machine. Uses no network."""
+        repository, _, revision = entry.weights.partition("@")
+        try:
+            return _folder(entry.weights) or find(repository, revision or entry.revision)
+        except CheckpointError:
+            return None
 
     def _tokenizer(self, weights: str, offline: bool) -> Path | None:
         """The folder of a tokenizer that is not beside its ``weights``, by the entry that knows them."""
@@ -103,7 +113,7 @@ class Registry:
         if given is None:
             return None
         path = Path(given).expanduser()
-        return path if path.is_dir() else _downloaded(given, None, offline, TOKENIZER_FILES)
+        return path if path.is_dir() else fetch_tokenizer(given, offline=offline)
 
     def _template(self, entry: ModelEntry) -> str | None:
         if entry.template is None:
@@ -142,6 +152,13 @@ def _entry(path: Path, name: str, fields: Any) -> ModelEntry:
         raise ConfigError(f"{path}: the limits of {name} may hold max_model_len only, got {limits}")
     if fields.get("json_style", "compact") not in ("compact", "spaced"):
         raise ConfigError(f"{path}: json_style of {name} must be compact or spaced, not {fields['json_style']!r}")
+    memory = fields.get("memory", {})
+    sizes = memory.values() if isinstance(memory, dict) else [None]
+    if not all(isinstance(size, int) and size > 0 for size in sizes) or memory.keys() - {"weights", "kv_per_token"}:
+        raise ConfigError(f"{path}: the memory of {name} may hold weights and kv_per_token, in bytes, got {memory}")
+    if fields.get("quantization") not in (None, *QUANTIZATIONS):
+        kinds = ", ".join(QUANTIZATIONS)
+        raise ConfigError(f"{path}: quantization of {name} must be one of {kinds}, not {fields['quantization']!r}")
     return ModelEntry(name=name, **fields)
 
 
@@ -151,6 +168,14 @@ def _default_file() -> Path:
     return installed if installed.is_file() else package.parent / "models.yaml"
 
 
+def _folder(weights: str) -> Path | None:
+    """The folder that ``weights`` names, if it names one. Raises ``CheckpointError`` for one missing in the package."""
+    if weights.startswith("package:"):
+        return _packaged(weights.removeprefix("package:"))
+    path = Path(weights).expanduser()
+    return path if weights and path.is_dir() else None
+
+
 def _packaged(name: str) -> Path:
     path = Path(str(resources.files("mmserve"))) / name
     if not path.is_dir():
@@ -158,32 +183,7 @@ def _packaged(name: str) -> Path:
     return path
 
 
-def _downloaded(repository: str, revision: str | None, offline: bool, patterns: tuple[str, ...] = DOWNLOADED) -> Path:
-    # Imported here: it takes longer than the rest of this module, and a folder or packaged model never needs it.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        found = snapshot_download(
-            repository, revision=revision, allow_patterns=list(patterns), local_files_only=offline
-        )
-    except LocalEntryNotFoundError:
-        raise CheckpointError(
-            f"{repository} is not on this machine and cannot be fetched: connect to the internet and try again, "
-            "or give the folder of a checkpoint you have"
-        ) from None
-    except RepositoryNotFoundError:
-        raise ModelNotFound(
-            f"there is no folder and no public Hugging Face repository {repository}: check the spelling, "
-            "or set HF_TOKEN if it is private",
-            param="model",
-        ) from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise CheckpointError(f"{repository} could not be fetched: {error}") from None
-    return Path(found)
-
-
 def _plain_name(name_or_path: str) -> str:
     """The name that an unlisted model is served under: its folder's, or the repository's in full."""
     path = Path(name_or_path).expanduser()
-    return path.resolve().name if path.is_dir() else name_or_path
+    return path.resolve().name if path.is_dir() else name_or_path.partition("@")[0]

@@ -46,13 +46,48 @@ class ImageHeader:
     orientation: int = 1
 
 
+DETAIL_LEVELS = ("auto", "low", "high")
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """How closely a model is to look at a picture. Validated on construction; raises ``InvalidField``.
+
+    ``level`` is OpenAI's ``detail``. ``min_pixels`` and ``max_pixels`` are Qwen-VL's: the fewest and the most pixels
+    that a picture has once it is resized; ``None`` is the model's own limit, which its highest never exceeds. What a
+    family cannot use has no effect there (``vision.detail``).
+    """
+
+    level: str = "auto"
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.level not in DETAIL_LEVELS:
+            raise InvalidField(f"detail must be auto, low or high, not {str(self.level)[:64]!r}", param="detail")
+        for name in ("min_pixels", "max_pixels"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and 1 <= value < 2**53):
+                raise InvalidField(f"{name} must be a whole number of pixels, at least 1, got {value}", param=name)
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise InvalidField(
+                f"min_pixels={self.min_pixels} is more than max_pixels={self.max_pixels}", param="min_pixels"
+            )
+
+    def said(self) -> dict[str, str | int]:
+        """What differs from the default, by its name on the wire."""
+        limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        level: dict[str, str | int] = {} if self.level == "auto" else {"detail": self.level}
+        return level | {name: value for name, value in limits.items() if value is not None}
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
     """One picture of a prompt, encoded as it was uploaded.
 
     ``content`` is its identity in every cache; ``grid`` is the work that its vision tower has with it, and ``rows``
-    the number of its embedding rows (and of placeholder tokens). ``resized`` is the width and height in pixels at which
-    the model sees it as a whole; ``None`` where it does not.
+    the number of its embedding rows (and of placeholder tokens), both at the ``detail`` that was asked for. ``resized``
+    is the width and height in pixels at which the model sees it as a whole; ``None`` where it does not.
     """
 
     data: bytes = field(repr=False)
@@ -61,6 +96,7 @@ class Picture:
     grid: Grid
     rows: int
     resized: tuple[int, int] | None = None
+    detail: Detail = Detail()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +109,7 @@ class ImagePart:
     """A picture in a message: the file's bytes, in any accepted format."""
 
     data: bytes = field(repr=False)
+    detail: Detail = Detail()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 import mmserve
 from mmserve.checkpoint import FAMILIES
 from mmserve.errors import CheckpointError, ConfigError, ModelNotFound
-from mmserve.registry import DOWNLOADED, ModelEntry, Registry, load_registry
+from mmserve.hub import ALLOWED, IGNORED
+from mmserve.registry import ModelEntry, Registry, load_registry
 from tests.checkpoints import tiny_qwen2_vl
 
 
@@ -62,13 +62,14 @@ def test_the_file_is_found_inside_the_package_first(tmp_path: Path, monkeypatch:
 def test_a_file_of_ones_own(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "chat.jinja").write_text("{{ messages }}")
     (tmp_path / "m.yaml").write_text(
-        f"mine: {{family: qwen2_vl, weights: {folder}, dtype: bfloat16, template: chat.jinja, "
+        f"mine: {{family: qwen2_vl, weights: {folder}, dtype: bfloat16, template: chat.jinja, quantization: fp8, "
         "limits: {max_model_len: 512}, licence: MIT, description: my own}\n"
     )
     checkpoint = load_registry(tmp_path / "m.yaml").resolve("mine")
     assert (checkpoint.name, checkpoint.path, checkpoint.dtype) == ("mine", folder, "bfloat16")
     assert (checkpoint.template, checkpoint.max_model_len) == ("{{ messages }}", 512)
     assert (checkpoint.licence, checkpoint.description) == ("MIT", "my own")
+    assert checkpoint.quantization == "fp8"
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,10 @@ def test_a_file_of_ones_own(tmp_path: Path, folder: Path) -> None:
         ("a: {family: f, weights: w, limits: {max_tokens: 1}}", "may hold max_model_len only"),
         ("a: {family: f, weights: w, limits: 3}", "may hold max_model_len only"),
         ("a: {family: f, weights: w, json_style: wide}", "must be compact or spaced, not 'wide'"),
+        ("a: {family: f, weights: w, quantization: int4}", "must be one of int8, fp8, not 'int4'"),
+        ("a: {family: f, weights: w, memory: {disk: 4}}", "may hold weights and kv_per_token, in bytes"),
+        ("a: {family: f, weights: w, memory: {weights: 4 GB}}", "may hold weights and kv_per_token, in bytes"),
+        ("a: {family: f, weights: w, memory: 4}", "may hold weights and kv_per_token, in bytes"),
     ],
 )
 def test_a_malformed_file_is_refused(tmp_path: Path, content: str, says: str) -> None:
@@ -122,39 +127,23 @@ def test_a_name_that_means_nothing_is_not_found(
 def test_a_repository_is_fetched_without_code_or_pickles(hub: list[dict[str, Any]]) -> None:
     assert registry(revision="abc").resolve("known").name == "known"
     assert registry().resolve("someone/something", offline=True).name == "someone/something"
-    patterns = list(DOWNLOADED)
+    patterns = {"allow_patterns": list(ALLOWED), "ignore_patterns": list(IGNORED)}
     assert hub == [
-        {"repository": "owner/known", "revision": "abc", "allow_patterns": patterns, "local_files_only": False},
-        {"repository": "someone/something", "revision": None, "allow_patterns": patterns, "local_files_only": True},
+        {"repository": "owner/known", "revision": "abc", "local_files_only": True, **patterns},
+        {"repository": "owner/known", "revision": "abc", **patterns},
+        {"repository": "someone/something", "revision": None, "local_files_only": True, **patterns},
     ]
-    assert not any(pattern.endswith((".py", ".bin", ".pt", ".pth", "*")) for pattern in patterns)
+    assert not any(pattern.endswith((".py", ".bin", ".pt", ".pth", "*")) for pattern in ALLOWED)
 
 
-def response(status: int) -> Any:
-    import httpx
-
-    return httpx.Response(status, request=httpx.Request("GET", "https://hub.invalid/api"))
-
-
-@pytest.mark.parametrize(
-    ("error", "expected", "says"),
-    [
-        (lambda: LocalEntryNotFoundError("no"), CheckpointError, "not on this machine and cannot be fetched: connect"),
-        (lambda: RepositoryNotFoundError("no", response=response(404)), ModelNotFound, "check the spelling"),
-        (lambda: HfHubHTTPError("busy", response=response(503)), CheckpointError, "could not be fetched: busy"),
-        (lambda: OSError("disk full"), CheckpointError, "disk full"),
-        (lambda: ValueError("bad name"), CheckpointError, "bad name"),
-    ],
-)
-def test_what_goes_wrong_at_the_hub_is_said(
-    monkeypatch: pytest.MonkeyPatch, error: Any, expected: type[Exception], says: str
-) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise error()
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(expected, match=says):
-        registry().resolve("owner/missing")
+def test_a_revision_pins_the_files(hub: list[dict[str, Any]]) -> None:
+    """A commit that is here is taken without asking; a branch may have moved."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    for named in (f"owner/name@{commit}", "owner/name@main"):
+        assert registry().resolve(named).name == "owner/name"
+    assert registry(weights=f"owner/known@{commit}").resolve("known").name == "known"
+    found = [(call["revision"], call.get("local_files_only", False)) for call in hub]
+    assert found == [(commit, True), ("main", True), ("main", False), (commit, True)]
 
 
 def test_offline_finds_nothing_that_was_never_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,13 +36,15 @@ class QwenGeometry:
     """Dynamic resolution of Qwen2-VL (arXiv:2409.12191, 2.1): the picture is resized to whole blocks of patches.
 
     A block is ``patch_size * merge_size`` pixels square and gives one row. ``min_pixels`` and ``max_pixels`` bound the
-    resized picture's area.
+    resized picture's area; blocks are rounded up where a picture grows, and with a ``ceiling`` no picture may have more
+    pixels than that all the same.
     """
 
     patch_size: int
     merge_size: int
     min_pixels: int
     max_pixels: int
+    ceiling: int | None = None
 
     def __post_init__(self) -> None:
         if min(self.patch_size, self.merge_size, self.min_pixels) < 1 or self.max_pixels < self.min_pixels:
@@ -79,7 +81,7 @@ class QwenGeometry:
         """Equal to transformers' ``smart_resize`` (models/qwen2_vl/image_processing_qwen2_vl.py) in units of patches.
 
         ``width`` and ``height`` are in pixels, as shown. Raises ``UnsupportedPicture`` where one side is more than 200
-        times the other.
+        times the other, or it would have more pixels than the ``ceiling``.
         """
         if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
             raise UnsupportedPicture(
@@ -96,6 +98,11 @@ class QwenGeometry:
             grow = math.sqrt(self.min_pixels / (height * width))
             rows = math.ceil(height * grow / block)
             columns = math.ceil(width * grow / block)
+        if self.ceiling is not None and rows * columns * block**2 > self.ceiling:
+            raise UnsupportedPicture(
+                f"enlarged to min_pixels={self.min_pixels:,}, the picture of {width}×{height} pixels has more than the "
+                f"{self.ceiling:,} that this model takes: lower min_pixels"
+            )
         return Grid(1, rows * self.merge_size, columns * self.merge_size)
 
     def rows(self, grid: Grid) -> int:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self, runtime_checkable
 
 from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, Qwen2VLImageProcessor
 
 from mmserve.errors import CheckpointError, MMServeError
-from mmserve.types import Grid
+from mmserve.types import Detail, Grid
+from vision.detail import within_limits
 from vision.geometry import QwenGeometry
 
 
@@ -40,6 +42,18 @@ class PixelProcessor(Protocol):
         """
 
 
+@runtime_checkable
+class AdaptablePixels(Protocol):
+    """A processor that works differently where more or less detail is wanted."""
+
+    def adapted(self, detail: Detail) -> PixelProcessor: ...
+
+
+def processor_for(processor: PixelProcessor, detail: Detail) -> PixelProcessor:
+    """The processor for a picture of which so much detail is wanted; itself where the grid says all."""
+    return processor.adapted(detail) if isinstance(processor, AdaptablePixels) else processor
+
+
 def check_grid(made: Grid, promised: Grid) -> None:
     """Raise ``MMServeError`` where pixels do not fit the placeholders that the prompt already holds."""
     if made != promised:
@@ -55,17 +69,31 @@ class QwenPixels:
 
     def __init__(self, checkpoint: Path, geometry: QwenGeometry) -> None:
         """Raises ``CheckpointError`` if the folder's processor files cannot be read."""
-        limits = {"shortest_edge": geometry.min_pixels, "longest_edge": geometry.max_pixels}
+        self._geometry = geometry
         try:
-            self._processor = Qwen2VLImageProcessor.from_pretrained(checkpoint, local_files_only=True, size=limits)
+            self._processor = Qwen2VLImageProcessor.from_pretrained(
+                checkpoint, local_files_only=True, size=_limits(geometry)
+            )
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"the image processor in {checkpoint} cannot be read: {error}") from error
 
     def __call__(self, image: Image.Image, grid: Grid) -> Pixels:
-        batch = self._processor(images=[image], return_tensors="pt", do_convert_rgb=False)
+        batch = self._processor(images=[image], return_tensors="pt", do_convert_rgb=False, size=_limits(self._geometry))
         (sizes,) = batch["image_grid_thw"].tolist()
         check_grid(Grid(*sizes), grid)
         return Pixels(batch["pixel_values"], grid, image.size)
+
+    def adapted(self, detail: Detail) -> Self:
+        """With the limits that ``vision.detail.within_limits`` has for it. The processor is shared."""
+        other = copy.copy(self)
+        geometry = within_limits(self._geometry, detail)
+        assert isinstance(geometry, QwenGeometry)
+        other._geometry = geometry
+        return other
+
+
+def _limits(geometry: QwenGeometry) -> dict[str, int]:
+    return {"shortest_edge": geometry.min_pixels, "longest_edge": geometry.max_pixels}
 
 
 class TilePixels:
@@ -85,6 +113,8 @@ class TilePixels:
         images = [image] if alone else [[image, Image.new("RGB", (1, 1))]]
         values: Tensor = self._processor(images=images, return_tensors="pt")["pixel_values"]
         values = values[0] if values.ndim == 5 else values[:1]
+        if grid.t == 1:  # at low detail, without the tiles
+            values = values[:1]
         tiles, _, height, width = values.shape
         check_grid(Grid(tiles, height // self._patch_size, width // self._patch_size), grid)
         return Pixels(values, grid, image.size)

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from mmserve.errors import InvalidField, TooManyPictures
-from mmserve.types import ImagePart, Message, SamplingParams, TextPart
+from mmserve.errors import InvalidField, RequestError, TooManyPictures
+from mmserve.types import Detail, ImagePart, Message, SamplingParams, TextPart
 from web.constraints import Wanted, from_chat, from_form
 from web.pictures import PictureShelf
 
@@ -77,7 +77,28 @@ class WordFields(BaseModel):
     max_words: int | None = Field(None, description="The most words that the answer may have.")
 
 
-class VqaFields(SamplingFields, WordFields):
+class DetailFields(BaseModel):
+    """How closely the model looks at pictures; see ``mmserve.types.Detail``."""
+
+    detail: str | None = Field(None, description="auto, low or high: how closely the model looks.")
+    min_pixels: int | None = Field(None, description="The fewest pixels that a picture is resized to.")
+    max_pixels: int | None = Field(None, description="The most pixels that a picture is resized to.")
+
+    def looking(self, where: str = "") -> Detail:
+        """Raises ``InvalidField``, its ``param`` under ``where``."""
+        try:
+            return Detail(self.detail or "auto", self.min_pixels, self.max_pixels)
+        except InvalidField as error:
+            raise InvalidField(error.message, param=f"{where}{error.param}") from None
+
+
+def detail_field(error: RequestError) -> str | None:
+    """The field of a form that an error is about, where that is one about detail; else ``None``."""
+    name = (error.param or "").rpartition(".")[2]
+    return name if name in DetailFields.model_fields else None
+
+
+class VqaFields(SamplingFields, WordFields, DetailFields):
     """The text fields of ``POST /v1/vqa``. At most one constraint may be asked for."""
 
     model_config = ConfigDict(extra="forbid")
@@ -117,16 +138,16 @@ class VqaFields(SamplingFields, WordFields):
     def messages(self, pictures: tuple[bytes, ...]) -> list[Message]:
         """The optional system message, then one user message: all pictures in order, then the question."""
         system = [Message("system", (TextPart(self.system),))] if self.system else []
-        images = tuple(ImagePart(data) for data in pictures)
+        detail = self.looking()
+        images = tuple(ImagePart(data, detail) for data in pictures)
         return [*system, Message("user", (*images, TextPart(self.question)))]
 
 
 VQA_REPEATED = ("stop", "stop_token_ids", "choices", "must_include", "must_not_include")
 
 
-class ImageUrl(BaseModel):
+class ImageUrl(DetailFields):
     url: str
-    detail: str | None = None
 
 
 def _as_image_url(value: object) -> object:
@@ -134,11 +155,26 @@ def _as_image_url(value: object) -> object:
 
 
 class ContentPart(BaseModel):
-    """One part of a message: text, or a picture as a data URI."""
+    """One part of a message: text, or a picture as a data URI.
+
+    The limits in pixels may stand beside ``image_url``, where DashScope has them, or inside.
+    """
 
     type: Literal["text", "image_url"]
     text: str | None = None
     image_url: Annotated[ImageUrl, BeforeValidator(_as_image_url)] | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+    def looking(self, where: str) -> Detail:
+        """Raises ``InvalidField``, its ``param`` under ``where``."""
+        inside = self.image_url or DetailFields()
+        fields = DetailFields(
+            detail=inside.detail,
+            min_pixels=self.min_pixels if inside.min_pixels is None else inside.min_pixels,
+            max_pixels=self.max_pixels if inside.max_pixels is None else inside.max_pixels,
+        )
+        return fields.looking(where)
 
     @model_validator(mode="after")
     def _carries_its_type(self) -> Self:
@@ -262,7 +298,7 @@ def chat_messages(request: ChatRequest, shelf: PictureShelf) -> list[Message]:
             pictures += 1
             if pictures > shelf.limits.max_pictures:
                 raise TooManyPictures(f"a request may have at most {shelf.limits.max_pictures} pictures", param=where)
-            parts.append(ImagePart(shelf.read(part.image_url.url, where)))
+            parts.append(ImagePart(shelf.read(part.image_url.url, where), part.looking(f"{where}.")))
         role = "system" if message.role == "developer" else message.role
         messages.append(Message(role, tuple(parts)))
     return messages

@@ -12,7 +12,7 @@ import httpx
 
 from mmserve.client import calls, flow, settings
 from mmserve.client.answer import Answer, CaptionResult
-from mmserve.client.calls import DEFAULT_CAPTION_PROMPT, AllOptions, Call, Options
+from mmserve.client.calls import DEFAULT_CAPTION_PROMPT, AllOptions, Call, Looking, Options
 from mmserve.client.decision import Decision
 from mmserve.client.drive import carry_out
 from mmserve.client.kept import Kept
@@ -202,6 +202,7 @@ class AsyncClient:
         model: str | None = None,
         temperature: float | None = None,
         cache_salt: str | None = None,
+        **looking: Unpack[Looking],
     ) -> Decision:
         """The probability of each choice; see :meth:`mmserve.client.Client.decide`."""
         return await self._fetch(
@@ -214,6 +215,7 @@ class AsyncClient:
                 model=model,
                 temperature=temperature,
                 cache_salt=cache_salt,
+                looking=looking,
             )
         )
 

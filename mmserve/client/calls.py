@@ -21,7 +21,16 @@ from mmserve.template import DEFAULT_CAPTION_PROMPT as DEFAULT_CAPTION_PROMPT
 T = TypeVar("T")
 
 
-class Options(TypedDict, total=False):
+class Looking(TypedDict, total=False):
+    """How closely the model looks at pictures: ``detail`` is ``"auto"``, ``"low"`` or ``"high"``; ``min_pixels`` and
+    ``max_pixels`` bound what a picture is resized to, where the model's family can choose."""
+
+    detail: str | None
+    min_pixels: int | None
+    max_pixels: int | None
+
+
+class Options(Looking, total=False):
     """What may be said about how an answer is made; the server's defaults hold for what is left out or None.
 
     ``temperature=0`` is greedy. ``logprobs`` asks for the log-probability of each token and ``top_logprobs`` for
@@ -175,6 +184,7 @@ def decide(
     model: str | None,
     temperature: float | None,
     cache_salt: str | None,
+    looking: Looking,
 ) -> Call[Decision]:
     """One question of ``/v1/decisions``: about ``choices``, on a scale of ``levels``, or else yes or no."""
     asked, read = decision_question(question, choices, levels)
@@ -183,7 +193,7 @@ def decide(
     given = {name: value for name, value in fields.items() if value is not None}
 
     def write(refer: Refer) -> Mapping[str, Any]:
-        images = [{"url": refer(file) or file.data_uri} for file in files]
+        images = [{"url": refer(file) or file.data_uri, **_looking(looking)} for file in files]
         return {"json": {**given, "images": images, "questions": [asked]}}
 
     return _asking("/v1/decisions", lambda response: read(response.json()), write, files)
@@ -256,9 +266,15 @@ def _read_messages(messages: Iterable[Mapping[str, Any]]) -> tuple[list[dict[str
 def _chat_body(
     said: Sequence[dict[str, Any]], model: str | None, options: Options, shape: Shape, refer: Refer
 ) -> dict[str, Any]:
-    messages = [_written(message, refer) for message in said]
-    body = {"model": model, "messages": messages, **options, **shape.body}
+    """OpenAI's clients say of each picture how closely to look at it; ours say it once for all that they encode."""
+    messages = [_written(message, refer, _looking(options)) for message in said]
+    plain = {name: value for name, value in options.items() if name not in Looking.__annotations__}
+    body = {"model": model, "messages": messages, **plain, **shape.body}
     return {name: value for name, value in body.items() if value is not None}
+
+
+def _looking(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in Looking.__annotations__ if options.get(name) is not None}
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -275,16 +291,16 @@ def _part(part: str | Mapping[str, Any] | PictureLike) -> dict[str, Any] | Pictu
     return dict(part) if isinstance(part, Mapping) else read_picture(part)
 
 
-def _written(message: dict[str, Any], refer: Refer) -> dict[str, Any]:
+def _written(message: dict[str, Any], refer: Refer, looking: Mapping[str, Any]) -> dict[str, Any]:
     content = message.get("content")
     if not isinstance(content, list):
         return message
-    parts = [_image_part(part, refer) if isinstance(part, PictureFile) else part for part in content]
+    parts = [_image_part(part, refer, looking) if isinstance(part, PictureFile) else part for part in content]
     return {**message, "content": parts}
 
 
-def _image_part(file: PictureFile, refer: Refer) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": refer(file) or file.data_uri}}
+def _image_part(file: PictureFile, refer: Refer, looking: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": refer(file) or file.data_uri, **looking}}
 
 
 def _read_identity(response: httpx.Response) -> str:

@@ -12,7 +12,7 @@ import httpx
 
 from mmserve.client import calls, flow, settings
 from mmserve.client.answer import Answer, CaptionResult
-from mmserve.client.calls import DEFAULT_CAPTION_PROMPT, AllOptions, Call, Options
+from mmserve.client.calls import DEFAULT_CAPTION_PROMPT, AllOptions, Call, Looking, Options
 from mmserve.client.decision import Decision
 from mmserve.client.kept import Kept
 from mmserve.client.pictures import PictureHandle, PictureLike, read_handle
@@ -212,6 +212,7 @@ class Client:
         model: str | None = None,
         temperature: float | None = None,
         cache_salt: str | None = None,
+        **looking: Unpack[Looking],
     ) -> Decision:
         """The probability of each of ``choices`` (a list of strings, an Enum class or a Literal), read from the model.
 
@@ -227,6 +228,7 @@ class Client:
                 model=model,
                 temperature=temperature,
                 cache_salt=cache_salt,
+                looking=looking,
             )
         )
 

@@ -6,6 +6,7 @@ says so). Torch backend: plain ops, no graphs.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Sequence
@@ -22,16 +23,17 @@ from kernels.attention import plan_attention
 from mmserve.cache.costs import StepTimes
 from mmserve.cache.host import FileStore, HostStore, PinnedStore
 from mmserve.cache.kv import KVCache
-from mmserve.checkpoint import Checkpoint
+from mmserve.checkpoint import QUANTIZATIONS, Checkpoint
 from mmserve.config import EngineConfig
 from mmserve.engine.plan import Chunk, SchedulerOutput
+from mmserve.engine.room import LEAST_SLOTS, check_room
 from mmserve.engine.sampler import Allowed, RowLogprobs, sample, score
 from mmserve.errors import ConfigError, UnsupportedPicture
 from mmserve.models.batch import Decoder, ForwardBatch, Model
 from mmserve.models.families import build_model
 from mmserve.types import ContentHash, IntArray, Picture
 from vision.decode import decode
-from vision.pixels import Pixels
+from vision.pixels import Pixels, processor_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,8 @@ class Runner:
         """Decode a picture and cut it in patches. Thread safe. Raises ``PictureError``."""
         if self._processor is None:
             raise UnsupportedPicture("this model reads text only: leave the pictures out, or ask a model that sees")
-        return self._processor(decode(picture.data, picture.header), picture.grid)
+        processor = processor_for(self._processor, picture.detail)
+        return processor(decode(picture.data, picture.header), picture.grid)
 
     def put_pixels(self, content: ContentHash, pixels: Pixels) -> None:
         self._pixels[content] = pixels
@@ -227,8 +230,10 @@ class Runner:
 
 def build_runner(checkpoint: Checkpoint, config: EngineConfig) -> Runner:
     """Load a checkpoint onto the device and size the KV cache. Raises ``ConfigError`` and ``CheckpointError``."""
+    checkpoint = pick_quantization(config.quantization, checkpoint)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device, checkpoint.dtype)
+    check_room(checkpoint, config, dtype, device)
     model = build_model(checkpoint, dtype=dtype, device=device)
     decoder = model.decoder
     slots = count_slots(decoder, config, dtype, device, checkpoint.max_model_len)
@@ -268,6 +273,16 @@ def pick_dtype(name: str, device: torch.device, stored: str) -> torch.dtype:
     return dtype
 
 
+def pick_quantization(name: str, checkpoint: Checkpoint) -> Checkpoint:
+    """``checkpoint`` with weights as ``name`` says; ``auto`` leaves that to its entry. Raises ``ConfigError``."""
+    if name == "auto":
+        return checkpoint
+    if name not in ("none", *QUANTIZATIONS):
+        kinds = ", ".join(("auto", "none", *QUANTIZATIONS))
+        raise ConfigError(f"quantization must be one of {kinds}, not {name!r}", param="quantization")
+    return dataclasses.replace(checkpoint, quantization=None if name == "none" else name)
+
+
 def count_slots(
     decoder: Decoder, config: EngineConfig, dtype: torch.dtype, device: torch.device, max_model_len: int
 ) -> int:
@@ -281,7 +296,7 @@ def count_slots(
         free, _ = torch.cuda.mem_get_info(device)
         room = int(free * config.memory_fraction)
     slots = min(room // per_slot, config.max_running * max_model_len)
-    if slots < 256:
+    if slots < LEAST_SLOTS:
         raise ConfigError(
             f"only {slots} tokens of keys and values fit in the memory left; give more memory or a smaller model"
         )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from mmserve.client.pictures import PictureLike
     from mmserve.grammar.spec import Constraint
+    from mmserve.types import Detail
 
 INTEGER = r"-?(0|[1-9][0-9]{0,17})"
 QUOTED = r'"[^"\\\n]*"'
@@ -108,14 +109,28 @@ def select(
     return Select(name, _choices(choices), temperature, seed, calling_place(_label("select", name)))
 
 
-def image(picture: PictureLike) -> Expr:
+def image(
+    picture: PictureLike, *, detail: str = "auto", min_pixels: int | None = None, max_pixels: int | None = None
+) -> Expr:
     """A picture: a path, the bytes of a file, a PIL image, an array (height x width [x channels], uint8), a data URI,
     or an address (``https://…``), which is fetched by this process.
 
-    Raises OSError for a file that cannot be read and TypeError for what is no picture; an address that cannot be
-    fetched fails the generations that need it.
+    ``detail`` (``"auto"``, ``"low"`` or ``"high"``) and the limits in pixels say how closely the model looks, where its
+    family can choose.
+
+    Raises OSError for a file that cannot be read, TypeError for what is no picture, ``InvalidField`` for limits out of
+    range (those of the model are known to the generations that need the picture, and fail them); an address that
+    cannot be fetched fails the generations that need it.
     """
-    return Image(picture_source(picture), calling_place("image"))
+    return Image(picture_source(picture), calling_place("image"), _detail(detail, min_pixels, max_pixels))
+
+
+def _detail(level: str, min_pixels: int | None, max_pixels: int | None) -> Detail | None:
+    if (level, min_pixels, max_pixels) == ("auto", None, None):
+        return None
+    from mmserve.types import Detail
+
+    return Detail(level, min_pixels, max_pixels)
 
 
 def system(expr: ExprLike | None = None) -> Expr:

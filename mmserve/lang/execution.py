@@ -25,7 +25,7 @@ from mmserve.lang.loop import program_loop
 from mmserve.lang.pictures import fetch_picture
 from mmserve.lang.slots import MetaInfo, Slot, Variable
 from mmserve.probabilities import label_mass, softmax
-from mmserve.types import TokenEvent, TokenLogprob, Usage
+from mmserve.types import Detail, TokenEvent, TokenLogprob, Usage
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class Run:
     def fetch(self, image: Image) -> Slot[Shown]:
         assert isinstance(image.source, str)
         slot: Slot[Shown] = Slot(image.place)
-        self._start(slot, partial(_fetched, image.source))
+        self._start(slot, partial(_fetched, image.source, image.detail))
         return slot
 
     def owns(self, transcript: Log[Any]) -> None:
@@ -130,8 +130,8 @@ class Run:
             task.cancel()
 
 
-async def _fetched(url: str) -> Shown:
-    return Shown(await fetch_picture(url))
+async def _fetched(url: str, detail: Detail | None) -> Shown:
+    return Shown(await fetch_picture(url), detail)
 
 
 async def _generated(backend: Backend, gen: Gen, defaults: Options, draft: Draft, variable: Variable) -> Said:

@@ -12,6 +12,7 @@ from mmserve.lang.errors import Place
 if TYPE_CHECKING:
     from mmserve.grammar.spec import Constraint
     from mmserve.lang.state import ProgramGroup
+    from mmserve.types import Detail
 
 ROLES = ("system", "user", "assistant")
 
@@ -38,10 +39,11 @@ class Text(Expr):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Image(Expr):
-    """A picture: the bytes of its file, or an address to fetch it from."""
+    """A picture: the bytes of its file, or an address to fetch it from; ``detail`` is ``None`` for the model's own."""
 
     source: bytes | str = field(repr=False)
     place: Place
+    detail: Detail | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

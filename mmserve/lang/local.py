@@ -171,11 +171,15 @@ def _history(parts: Parts, context: Context) -> Prompt:
     messages = [
         Message(
             turn.role,
-            tuple(ImagePart(part.data) if isinstance(part, Shown) else TextPart(part.text) for part in turn.parts),
+            tuple(_image_part(part) if isinstance(part, Shown) else TextPart(part.text) for part in turn.parts),
         )
         for turn in context.turns
     ]
     return parts.prompts.build(messages)
+
+
+def _image_part(shown: Shown) -> ImagePart:
+    return ImagePart(shown.data) if shown.detail is None else ImagePart(shown.data, shown.detail)
 
 
 def _exact_ids(parts: Parts, said: Said) -> tuple[int, ...] | None:

@@ -280,7 +280,10 @@ def wire_content(parts: Sequence[Part]) -> str | list[dict[str, Any]]:
     return [
         {"type": "text", "text": part.text}
         if isinstance(part, Said)
-        else {"type": "image_url", "image_url": {"url": data_uri(part.data)}}
+        else {
+            "type": "image_url",
+            "image_url": {"url": data_uri(part.data), **(part.detail.said() if part.detail else {})},
+        }
         for part in parts
     ]
 

@@ -98,7 +98,8 @@ class ExpertLayer(nn.Module):
 def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:
     """The decoder and the picture encoder with their weights. Raises ``ConfigError`` and ``CheckpointError``."""
     decoder, encoder = modules(checkpoint)
-    load_weights(decoder, checkpoint.path, decoder_part, dtype=dtype, device=device)
+    quantization = checkpoint.quantization
+    load_weights(decoder, checkpoint.path, decoder_part, dtype=dtype, device=device, quantization=quantization)
     load_weights(encoder, checkpoint.path, encoder.rename, dtype=dtype, device=device)
     return Model(decoder, encoder, CogPixels(cog_geometry(checkpoint.config)))
 

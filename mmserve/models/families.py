@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 import torch
 
 from mmserve.checkpoint import TEXT_FAMILIES, Checkpoint
-from mmserve.errors import CheckpointError
+from mmserve.errors import CheckpointError, ConfigError
 from mmserve.models import cogvlm, llava, qwen2_5_vl, qwen2_vl, qwen3_vl, text
 from mmserve.models.batch import Model
+from mmserve.models.quantised import is_quantised
 
 Builder = Callable[[Checkpoint, torch.dtype, torch.device], Model]
 
@@ -30,9 +31,16 @@ BUILDERS: Mapping[str, Builder] = {
 def build_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:
     """A checkpoint with its weights loaded, in ``dtype`` on ``device``.
 
-    Raises ``CheckpointError`` where the family is not served, or the weights are not what ``config.json`` says.
+    Raises ``CheckpointError`` where the family is not served, or the weights are not what ``config.json`` says, and
+    ``ConfigError`` where they do not fit or cannot be quantised.
     """
     builder = BUILDERS.get(checkpoint.family)
     if builder is None:
         raise CheckpointError(f"{checkpoint.name} is of family {checkpoint.family}; served are {', '.join(BUILDERS)}")
-    return builder(checkpoint, dtype, device)
+    model = builder(checkpoint, dtype, device)
+    if checkpoint.quantization is not None and not is_quantised(model.decoder):
+        raise ConfigError(
+            f"{checkpoint.name} is of family {checkpoint.family}, whose weights cannot be quantised while loading: "
+            "leave --quantization out"
+        )
+    return model

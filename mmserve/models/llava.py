@@ -34,6 +34,7 @@ def _build(checkpoint: Checkpoint, geometry: AnyResGeometry | None, dtype: torch
     decoder = DecoderStack(config)
     encoder = LlavaEncoder(checkpoint.config, config.hidden_size, drops_first=settings.drops_first, geometry=geometry)
     pixels = TilePixels(checkpoint.path, settings.tile // settings.side)
-    load_weights(decoder, checkpoint.path, decoder_rename(config), dtype=dtype, device=device)
+    quantization, rename = checkpoint.quantization, decoder_rename(config)
+    load_weights(decoder, checkpoint.path, rename, dtype=dtype, device=device, quantization=quantization)
     load_weights(encoder, checkpoint.path, encoder.rename, dtype=dtype, device=device)
     return Model(decoder, encoder, pixels)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmserve.errors import CheckpointError, ConfigError
 from mmserve.models.layers import MergedLinear
+from mmserve.models.quantised import DTYPES, QuantisedLinear, fill, quantise_layers
 
 Rename = Callable[[str], str | None]
 """A published tensor's name -> its name among :func:`destinations`, or ``None`` where it is not the module's."""
@@ -27,19 +28,29 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def load_weights(
-    module: nn.Module, checkpoint: Path, rename: Rename, *, dtype: torch.dtype, device: torch.device | str
+    module: nn.Module,
+    checkpoint: Path,
+    rename: Rename,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    quantization: str | None = None,
 ) -> None:
     """Give every parameter of ``module`` memory of ``dtype`` on ``device`` and the checkpoint's value.
 
-    One tensor at a time is held besides the parameters. Buffers move to ``device`` and keep their dtype; the module
-    ends in evaluation mode. Raises ``ConfigError`` where the parameters do not fit, and ``CheckpointError``, which
-    names tensor and file, where a tensor is missing, has no place in the module though ``rename`` gives it one, is of
-    another shape, or is quantised, and where a file is missing or damaged.
+    With a ``quantization`` the linear layers of ``module.layers`` have weights of eight bits (``quantised``), made one
+    by one. One tensor at a time is held besides the parameters. Buffers move to ``device`` and keep their dtype; the
+    module ends in evaluation mode. Raises ``ConfigError`` where the parameters do not fit, and ``CheckpointError``,
+    which names tensor and file, where a tensor is missing, has no place in the module though ``rename`` gives it one,
+    is of another shape, or is quantised, and where a file is missing or damaged.
     """
-    check_room(sum(parameter.numel() for parameter in module.parameters()) * dtype.itemsize, torch.device(device))
+    if quantization is not None:
+        quantise_layers(module, quantization)
+    needed = sum(parameter.numel() * _kept(parameter, dtype).itemsize for parameter in module.parameters())
+    check_room(needed, torch.device(device))
     materialise(module, dtype=dtype, device=device)
     missing = destinations(module)
-    places = dict(missing)
+    places, scales = dict(missing), _scales(module)
     for file in weight_files(checkpoint):
         with _opened(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118 (a safetensors file is not a mapping)
@@ -49,7 +60,7 @@ def load_weights(
                 _check(tensors.get_slice(name), name, file, places.get(target))
                 if missing.pop(target, None) is None:
                     raise CheckpointError(f"tensor {name} in {file} is there a second time under another name or file")
-                places[target].copy_(tensors.get_tensor(name))
+                fill(places[target], scales.get(target), tensors.get_tensor(name))
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckpointError(f"the weights in {checkpoint} lack {min(missing)}{others}, which config.json asks for")
@@ -73,29 +84,49 @@ def room_on(device: torch.device) -> int:
 
 
 def materialise(module: nn.Module, *, dtype: torch.dtype, device: torch.device | str) -> None:
-    """Give ``module``'s parameters uninitialised memory of ``dtype`` on ``device``, and move its buffers there."""
+    """Give ``module``'s parameters uninitialised memory of ``dtype`` on ``device`` (quantised ones keep theirs), and
+    move its buffers there."""
     for child in module.modules():
         for name, parameter in list(child.named_parameters(recurse=False)):
-            memory = torch.empty(parameter.shape, dtype=dtype, device=device)
+            memory = torch.empty(parameter.shape, dtype=_kept(parameter, dtype), device=device)
             setattr(child, name, nn.Parameter(memory, requires_grad=False))
         for name, buffer in list(child.named_buffers(recurse=False)):
-            setattr(child, name, buffer.to(device))
+            setattr(child, name, torch.empty_like(buffer, device=device) if buffer.is_meta else buffer.to(device))
     module.eval()
 
 
 def destinations(module: nn.Module) -> dict[str, Tensor]:
     """The tensor to fill for each name: a parameter, or a part of a merged one under the part's published name."""
-    places: dict[str, Tensor] = {}
-    for owner, child in module.named_modules():
-        for name, parameter in child.named_parameters(recurse=False):
-            if isinstance(child, MergedLinear):
-                siblings = owner.rpartition(".")[0]
-                pieces = parameter.split(list(child.parts.values()))
-                for part, piece in zip(child.parts, pieces, strict=True):
-                    places[".".join(filter(None, (siblings, part, name)))] = piece
-            else:
-                places[".".join(filter(None, (owner, name)))] = parameter
-    return places
+    return {
+        place: piece
+        for owner, child in module.named_modules()
+        for name, parameter in child.named_parameters(recurse=False)
+        for place, piece in _pieces(owner, child, name, parameter)
+    }
+
+
+def _scales(module: nn.Module) -> dict[str, Tensor]:
+    """The scales of each quantised weight, by the names of :func:`destinations`."""
+    return {
+        place: piece
+        for owner, child in module.named_modules()
+        if isinstance(child, QuantisedLinear)
+        for place, piece in _pieces(owner, child, "weight", child.scales)
+    }
+
+
+def _pieces(owner: str, child: nn.Module, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    parts = child.parts if isinstance(child, MergedLinear | QuantisedLinear) else None
+    if parts is None:
+        yield ".".join(filter(None, (owner, name))), tensor
+        return
+    siblings = owner.rpartition(".")[0]
+    for part, piece in zip(parts, torch.split(tensor, list(parts.values())), strict=True):
+        yield ".".join(filter(None, (siblings, part, name))), piece
+
+
+def _kept(parameter: Tensor, dtype: torch.dtype) -> torch.dtype:
+    return parameter.dtype if parameter.dtype in DTYPES.values() else dtype
 
 
 def weight_files(checkpoint: Path) -> list[Path]:

@@ -21,6 +21,7 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> M
     decoder, encoder = DecoderStack(config), Qwen25VLEncoder(checkpoint.vision_config)
     check_row_width(encoder.row_width, config.row_width)
     pixels = QwenPixels(checkpoint.path, QwenGeometry.from_configs(checkpoint.vision_config, checkpoint.processor))
-    load_weights(decoder, checkpoint.path, decoder_rename(config), dtype=dtype, device=device)
+    quantization, rename = checkpoint.quantization, decoder_rename(config)
+    load_weights(decoder, checkpoint.path, rename, dtype=dtype, device=device, quantization=quantization)
     load_weights(encoder, checkpoint.path, rename_qwen2_5_vl, dtype=dtype, device=device)
     return Model(decoder, encoder, pixels)

@@ -15,5 +15,6 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> M
     """The decoder with its weights. Raises ``CheckpointError``."""
     config = decoder_config(checkpoint.config, context=checkpoint.max_model_len)
     decoder = DecoderStack(config)
-    load_weights(decoder, checkpoint.path, decoder_rename(config), dtype=dtype, device=device)
+    quantization, rename = checkpoint.quantization, decoder_rename(config)
+    load_weights(decoder, checkpoint.path, rename, dtype=dtype, device=device, quantization=quantization)
     return Model(decoder)

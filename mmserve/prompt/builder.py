@@ -26,13 +26,15 @@ from mmserve.prompt.pieces import Piece, assembled, expanded_pieces, rows_piece,
 from mmserve.prompt.specials import SpecialTokens
 from mmserve.prompt.template import ChatTemplate
 from mmserve.prompt.text import TextEncoder
-from mmserve.types import ImagePart, Message, Picture, Prompt, TextPart
+from mmserve.types import Detail, ImagePart, Message, Picture, Prompt, TextPart
 from vision.decode import decoder_id
 from vision.geometry import Geometry
 from vision.identity import fingerprint
 from vision.picture import read_picture
 
 ROLES = ("system", "user", "assistant")
+
+DEFAULT_DETAIL = Detail()
 
 _MAX_NFC_SHRINKAGE = 4
 """Normalisation to NFC, which tokenizers may do, leaves at least a quarter of a text's UTF-8 bytes."""
@@ -242,15 +244,20 @@ class PromptBuilder:
 
     def _pictures(self, messages: Sequence[Message], cache_salt: str) -> tuple[Picture, ...]:
         found = [
-            (part.data, f"messages[{m}].content[{p}]")
+            (part, f"messages[{m}].content[{p}]")
             for m, message in enumerate(messages)
             for p, part in enumerate(message.parts)
             if isinstance(part, ImagePart)
         ]
-        return tuple(self._picture_at(data, cache_salt, where, len(found)) for data, where in found)
+        return tuple(self._picture_at(part.data, cache_salt, where, len(found), part.detail) for part, where in found)
 
-    def _picture_at(self, data: bytes, cache_salt: str, where: str, among: int) -> Picture:
-        geometry = self._layout.geometry_among(among)
+    def _picture_at(
+        self, data: bytes, cache_salt: str, where: str, among: int, detail: Detail = DEFAULT_DETAIL
+    ) -> Picture:
+        try:
+            geometry = self._layout.geometry_among(among, detail)
+        except InvalidField as error:
+            raise InvalidField(error.message, param=f"{where}.{error.param}") from None
         if geometry is None:
             raise UnsupportedPicture(
                 f"{self._checkpoint.name} reads text only: leave the picture out, or ask a model that sees", param=where
@@ -259,9 +266,10 @@ class PromptBuilder:
             return read_picture(
                 data,
                 geometry=geometry,
-                fingerprint=self._fingerprints[geometry],
+                fingerprint=self._fingerprints.get(geometry) or self._fingerprint(geometry),
                 limits=self._limits,
                 cache_salt=cache_salt,
+                detail=detail,
             )
         except PictureError as error:
             raise type(error)(error.message, param=where) from error.__cause__

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mmserve.prompt.positions import plain_positions
-from mmserve.types import IntArray, Picture, Prompt
+from mmserve.types import Detail, IntArray, Picture, Prompt
+from vision.detail import Adapt, unchanged
 from vision.geometry import Geometry
 
 
@@ -31,9 +32,10 @@ class Layout:
     """What prompts of one checkpoint need to know of its family.
 
     ``geometry`` measures pictures, and is ``None`` where the model reads text only; ``among_others`` measures those
-    that share a prompt, where the family cuts them differently. The chat template writes ``mark`` for each picture:
-    a special token of the tokenizer's, or else text that callers' text is kept from spelling; ``None`` is the token
-    ``pad_id``. ``expand`` says what takes the mark's place, and ``pad_id`` is the id that stands at each row.
+    that share a prompt, where the family cuts them differently; ``adapt`` changes either as a caller wishes. The chat
+    template writes ``mark`` for each picture: a special token of the tokenizer's, or else text that callers' text is
+    kept from spelling; ``None`` is the token ``pad_id``. ``expand`` says what takes the mark's place, and ``pad_id`` is
+    the id that stands at each row.
 
     ``positions`` gives int64 ``(axes, len(prompt))`` and the position of the first generated token, from the whole
     prompt. With ``opens`` a prompt begins with what the tokenizer itself puts before a text (``<s>``), if the template
@@ -52,7 +54,12 @@ class Layout:
     template: str | None = None
     most_pictures: int | None = None
     apart: bool = False
+    adapt: Adapt = unchanged
 
-    def geometry_among(self, pictures: int) -> Geometry | None:
-        """What measures each of so many pictures of one prompt."""
-        return self.among_others if pictures > 1 and self.among_others is not None else self.geometry
+    def geometry_among(self, pictures: int, detail: Detail = Detail()) -> Geometry | None:  # noqa: B008 (frozen)
+        """What measures each of so many pictures of one prompt, at the ``detail`` that is wanted of it.
+
+        Raises ``InvalidField`` for a wish that the model cannot fulfil.
+        """
+        geometry = self.among_others if pictures > 1 and self.among_others is not None else self.geometry
+        return None if geometry is None else self.adapt(geometry, detail)

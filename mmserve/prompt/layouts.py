@@ -10,6 +10,7 @@ from mmserve.errors import ConfigError
 from mmserve.prompt.cogvlm import cogvlm
 from mmserve.prompt.layout import Layout
 from mmserve.prompt.positions import mrope_positions
+from vision.detail import WholeGeometry, lower, within_limits
 from vision.geometry import QwenGeometry
 from vision.tiles import SquareGeometry, anyres_geometry, square_geometry
 
@@ -18,7 +19,7 @@ def qwen_vl(checkpoint: Checkpoint) -> Layout:
     """Dynamic resolution, one run of rows between the template's own start and end tokens, positions on three axes."""
     geometry = QwenGeometry.from_configs(checkpoint.vision_config, checkpoint.processor)
     positions = partial(mrope_positions, merge_size=geometry.merge_size)
-    return Layout(geometry, checkpoint.require_image_token(), positions=positions)
+    return Layout(geometry, checkpoint.require_image_token(), positions=positions, adapt=within_limits)
 
 
 def llava(checkpoint: Checkpoint) -> Layout:
@@ -30,14 +31,16 @@ def llava(checkpoint: Checkpoint) -> Layout:
 def llava_next(checkpoint: Checkpoint) -> Layout:
     """Tiles, whose lines end with rows that are learned newlines."""
     geometry = anyres_geometry(checkpoint.config, checkpoint.processor)
-    return Layout(geometry, checkpoint.require_image_token(), opens=True)
+    adapt = lower(WholeGeometry(geometry.side))
+    return Layout(geometry, checkpoint.require_image_token(), opens=True, adapt=adapt)
 
 
 def llava_onevision(checkpoint: Checkpoint) -> Layout:
     """As LLaVA-NeXT's for a picture alone; one square and a newline for pictures among others."""
     geometry = anyres_geometry(checkpoint.config, checkpoint.processor)
     among_others = SquareGeometry(geometry.side, extra=1, padded=True)
-    return Layout(geometry, checkpoint.require_image_token(), among_others=among_others, opens=True)
+    token, adapt = checkpoint.require_image_token(), lower(among_others)
+    return Layout(geometry, token, among_others=among_others, opens=True, adapt=adapt)
 
 
 def text_only(_: Checkpoint) -> Layout:

@@ -14,7 +14,7 @@ import pytest
 import mmserve.errors as errors
 from mmserve import Answer, AsyncClient, Client
 from mmserve.client import PictureInfo, Timing
-from mmserve.client.calls import Options
+from mmserve.client.calls import Looking, Options
 from mmserve.types import SamplingParams, Usage
 from tests.client.harness import CHAT, VQA, Both, Handler, fields, form_parts
 
@@ -94,6 +94,9 @@ class TestAsk:
             logprobs=True,
             top_logprobs=3,
             cache_salt="tenant ä",
+            detail="low",
+            min_pixels=784,
+            max_pixels=7840,
         )
         sent = fields(seen[0])
         assert sent == {
@@ -116,6 +119,9 @@ class TestAsk:
             "logprobs": ["true"],
             "top_logprobs": ["3"],
             "cache_salt": ["tenant ä"],
+            "detail": ["low"],
+            "min_pixels": ["784"],
+            "max_pixels": ["7840"],
         }
         assert sent.keys() - {"question", "system", "model"} == Options.__annotations__.keys()
 
@@ -177,7 +183,7 @@ class TestAsk:
 
 
 def test_options_are_the_engines_sampling_fields() -> None:
-    ours = set(Options.__annotations__) - {"top_logprobs", "cache_salt"}
+    ours = set(Options.__annotations__) - {"top_logprobs", "cache_salt"} - set(Looking.__annotations__)
     assert ours == set(SamplingParams.__dataclass_fields__) - {"stop_token_ids"}
 
 

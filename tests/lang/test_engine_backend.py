@@ -377,3 +377,18 @@ def test_a_closed_engine_ends_its_programs_and_refuses_others() -> None:
     with pytest.raises(EngineUnavailable, match="has stopped"):
         endless.run(backend=engine)
     assert not [thread for thread in threading.enumerate() if thread.name == "program-endless"]
+
+
+def test_a_picture_is_looked_at_as_closely_as_the_program_says(model: sgl.Engine) -> None:
+    @sgl.function
+    def look(s: sgl.ProgramState, most: int | None) -> None:
+        s += sgl.user(sgl.image(CIRCLE, max_pixels=most) + "What color is the circle?")
+        s += sgl.assistant(sgl.gen("answer", max_tokens=4))
+
+    def tokens(most: int | None) -> float:
+        return added(model, lambda: look.run(most)["answer"])["prompt_tokens"]
+
+    whole = tokens(None)
+    assert [whole - tokens(784 * rows) for rows in (4, 9)] == [12, 7]
+    with pytest.raises(InvalidField, match="max_pixels must be between 784 and 200,704"):
+        look.run(10**9)["answer"]

@@ -59,7 +59,7 @@ def test_everything_that_shapes_the_rows_enters_the_fingerprint(change: dict[str
 
 def test_the_fingerprint_tells_geometries_of_other_kinds_with_equal_fields_apart() -> None:
     other = dataclasses.make_dataclass("Other", [(f.name, int) for f in dataclasses.fields(QwenGeometry)], frozen=True)
-    assert fingerprint(**{**SETTINGS, "geometry": other(14, 2, 3136, 50176)}) != PRINT
+    assert fingerprint(**{**SETTINGS, "geometry": other(14, 2, 3136, 50176, None)}) != PRINT
     with pytest.raises(TypeError, match="dataclass"):
         fingerprint(**{**SETTINGS, "geometry": object()})
 

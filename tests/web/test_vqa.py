@@ -11,7 +11,7 @@ import pytest
 from mmserve.errors import CorruptPicture, MMServeError, QueueFull
 from mmserve.types import ImagePart, Message, SamplingParams, TextPart, TokenEvent
 from tests.web.fakes import ROWS, FakeEngine, FakePrompts, png, say, sse, usage_of
-from web.schemas import VqaFields
+from web.schemas import DetailFields, VqaFields
 
 pytestmark = pytest.mark.anyio
 
@@ -126,7 +126,8 @@ async def test_every_sampling_field_arrives(
         "cache_salt": "tenant",
         "model": "default",
     }
-    assert set(sent) | {"question", "system", "stream"} | CONSTRAINTS == set(VqaFields.names())
+    others = {"question", "system", "stream"} | CONSTRAINTS | set(DetailFields.model_fields)
+    assert set(sent) | others == set(VqaFields.names())
     response = await ask(client, sent)
     assert response.status_code == 200, response.text
     assert engine.requests[0].sampling == SamplingParams(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     BaseModel,
@@ -24,10 +24,10 @@ from pydantic import (
 
 from mmserve.config import MIB
 from mmserve.errors import InvalidField, TooManyPictures
-from mmserve.types import ImagePart, Message, TextPart
+from mmserve.types import Detail, ImagePart, Message, TextPart
 from web.errors import explain
 from web.pictures import PictureShelf
-from web.schemas import ImageUrl
+from web.schemas import DetailFields, ImageUrl
 
 MAX_QUESTIONS = 400
 MAX_OPTIONS = 255
@@ -261,6 +261,9 @@ class ImagePiece(_Strict):
     detail: str | None = None
     prompt_cache_breakpoint: Any = None
 
+    def sent(self, where: str) -> _Sent:
+        return _Sent(self.image_url, f"{where}image_url", DetailFields(detail=self.detail).looking(where))
+
 
 class Turn(_Strict):
     """A message of OpenAI's ``input``."""
@@ -344,16 +347,18 @@ class DecisionBody(_Strict):
 
     def messages(self, shelf: PictureShelf) -> list[Message]:
         """The turns before the question, pictures read. Raises ``InvalidField`` or a ``PictureError``."""
-        pictures = [(image.url, f"images[{i}].url") for i, image in enumerate(self.images)]
-        turns: list[tuple[str, list[TextPart | tuple[str, str]]]] = [("user", list(pictures))]
+        pictures = [
+            _Sent(image.url, f"images[{i}].url", image.looking(f"images[{i}].")) for i, image in enumerate(self.images)
+        ]
+        turns: list[tuple[str, list[TextPart | _Sent]]] = [("user", list(pictures))]
         if self.openai and isinstance(self.input, list):
             turns += [_turn(turn, f"input[{i}]") for i, turn in enumerate(self.input)]
         elif text := shown(self.input):
             turns[0][1].append(TextPart(text))
-        addresses = [part for _, parts in turns for part in parts if isinstance(part, tuple)]
+        addresses = [part for _, parts in turns for part in parts if isinstance(part, _Sent)]
         most = shelf.limits.max_pictures
         if len(addresses) > most:
-            raise TooManyPictures(f"a request may have at most {most} pictures", param=addresses[most][1])
+            raise TooManyPictures(f"a request may have at most {most} pictures", param=addresses[most].where)
         messages = [Message(role, tuple(_read(part, shelf) for part in parts)) for role, parts in turns if parts]
         size = sum(len(part.data) for message in messages for part in message.parts if isinstance(part, ImagePart))
         if size * len(self.questions) > MAX_HASHED_BYTES:
@@ -361,7 +366,15 @@ class DecisionBody(_Strict):
         return messages
 
 
-def _turn(value: Any, where: str) -> tuple[str, list[TextPart | tuple[str, str]]]:
+class _Sent(NamedTuple):
+    """A picture as it came: its address, the field that it came in, and how closely to look at it."""
+
+    url: str
+    where: str
+    detail: Detail
+
+
+def _turn(value: Any, where: str) -> tuple[str, list[TextPart | _Sent]]:
     try:
         turn = Turn.model_validate(value)
     except ValidationError as error:
@@ -371,13 +384,13 @@ def _turn(value: Any, where: str) -> tuple[str, list[TextPart | tuple[str, str]]
     if isinstance(turn.content, str):
         return role, [TextPart(turn.content)]
     return role, [
-        TextPart(piece.text) if isinstance(piece, TextPiece) else (piece.image_url, f"{where}.content[{i}].image_url")
+        TextPart(piece.text) if isinstance(piece, TextPiece) else piece.sent(f"{where}.content[{i}].")
         for i, piece in enumerate(turn.content)
     ]
 
 
-def _read(part: TextPart | tuple[str, str], shelf: PictureShelf) -> TextPart | ImagePart:
-    return part if isinstance(part, TextPart) else ImagePart(shelf.read(*part))
+def _read(part: TextPart | _Sent, shelf: PictureShelf) -> TextPart | ImagePart:
+    return part if isinstance(part, TextPart) else ImagePart(shelf.read(part.url, part.where), part.detail)
 
 
 def with_question(messages: Sequence[Message], question: Question) -> list[Message]:

@@ -22,7 +22,7 @@ from web.constraints import Wanted, constraint_of, from_form, naming, verdict_on
 from web.errors import error_body, explain, internal_error
 from web.generation import Stopwatch, Tally, collect, image_json, logprobs_json, make_requests, offload, usage_json
 from web.middleware import request_id
-from web.schemas import SamplingFields, WordFields, request_schema
+from web.schemas import DetailFields, SamplingFields, WordFields, detail_field, request_schema
 from web.service import Service
 from web.sse import start_stream
 from web.uploads import Form, FormRules, read_form
@@ -36,7 +36,7 @@ _REPEATED = ("stop", "stop_token_ids", "must_include", "must_not_include")
 _PLACES = ("name", "directory", "folder")
 
 
-class CaptionFields(SamplingFields, WordFields):
+class CaptionFields(SamplingFields, WordFields, DetailFields):
     """The text fields of ``POST /v1/captions``. A schema and words exclude one another."""
 
     model_config = ConfigDict(extra="forbid")
@@ -66,6 +66,7 @@ class CaptionFields(SamplingFields, WordFields):
             raise explain(error.errors()) from None
         if not parsed.prompt.strip():
             raise InvalidField("prompt is empty; ask something about the pictures, or leave it out", param="prompt")
+        parsed.looking()  # refuses at once what makes no sense for any picture
         return parsed
 
     def wanted(self) -> Wanted | None:
@@ -203,8 +204,11 @@ class _Run:
     def _prompt(self, job: _Job, data: bytes) -> Prompt:
         fields = self._batch.fields
         system = [Message("system", (TextPart(fields.system),))] if fields.system else []
-        messages = [*system, Message("user", (ImagePart(data), TextPart(job.prompt)))]
-        return self._service.prompts.build(messages, cache_salt=fields.cache_salt)
+        messages = [*system, Message("user", (ImagePart(data, fields.looking()), TextPart(job.prompt)))]
+        try:
+            return self._service.prompts.build(messages, cache_salt=fields.cache_salt)
+        except InvalidField as error:
+            raise InvalidField(error.message, param=detail_field(error) or error.param) from error
 
     def _answer(self, job: _Job, prompt: Prompt, tally: Tally) -> dict[str, Any]:
         [picture] = prompt.pictures

@@ -29,7 +29,7 @@ from web.generation import (
     usage_json,
 )
 from web.middleware import request_id
-from web.schemas import VQA_REPEATED, VqaFields, request_schema
+from web.schemas import VQA_REPEATED, VqaFields, detail_field, request_schema
 from web.service import Service
 from web.sse import DONE, frame, start_stream, until_disconnect
 from web.uploads import Form, FormRules, read_form
@@ -105,6 +105,8 @@ def _fields_of_the_form() -> Iterator[None]:
             raise
         if error.param is not None and not error.param.startswith("messages"):
             raise
+        if (field := detail_field(error)) is not None:
+            raise type(error)(error.message, param=field) from error
         raise type(error)(error.message, param="image" if about_picture else "question") from error
 
 
