@@ -30,6 +30,9 @@ TEXT_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 WITHOUT_IMAGE_TOKEN = TEXT_FAMILIES
 """The families whose ``config.json`` names no token for pictures."""
 
+GENERAL = "general"
+"""The family of every other architecture that sees: transformers computes it, if it can be served at all."""
+
 TEXT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "llama": {
         "vocab_size": 32_000,
@@ -155,7 +158,7 @@ def read_checkpoint(
         template=template or _template(path),
         dtype=dtype or str(config.get("dtype") or config.get("torch_dtype") or _text_dtype(text)),
         eos_token_ids=_eos_token_ids(path, generation, text),
-        image_token_id=None if family in WITHOUT_IMAGE_TOKEN else _image_token_id(config),
+        image_token_id=None if family in WITHOUT_IMAGE_TOKEN else _image_token_id(config, family),
         max_model_len=max_model_len or own_length,
         fingerprint=weights_fingerprint(path, config, processor),
         sampling=default_sampling(generation),
@@ -244,10 +247,17 @@ def _samples(stream: BinaryIO, base: int, spans: Sequence[tuple[int, int]]) -> I
 def _family(config: Mapping[str, Any]) -> str:
     architectures = config.get("architectures") or ["(none named)"]
     for architecture in architectures:
-        if architecture in FAMILIES:
+        if architecture in FAMILIES and not _is_pixtral(config):
             return FAMILIES[architecture]
+    if config.get("architectures") and isinstance(config.get("vision_config"), dict):
+        return GENERAL
     served = ", ".join(sorted(FAMILIES))
     raise ConfigError(f"models of architecture {', '.join(map(str, architectures))} are not served; served: {served}")
+
+
+def _is_pixtral(config: Mapping[str, Any]) -> bool:
+    """Pixtral calls itself a LLaVA, but its tower takes pictures of every size."""
+    return bool((config.get("vision_config") or {}).get("model_type") == "pixtral")
 
 
 def _processor(path: Path) -> dict[str, Any]:
@@ -279,10 +289,10 @@ def _eos_token_ids(path: Path, generation: Mapping[str, Any], text: Mapping[str,
     return ids
 
 
-def _image_token_id(config: Mapping[str, Any]) -> int:
-    """Under the name that was used before transformers 4.50 too."""
+def _image_token_id(config: Mapping[str, Any], family: str) -> int | None:
+    """Under the name that was used before transformers 4.50 too; ``None`` where a processor of its own knows."""
     name = "image_token_index" if "image_token_id" not in config and "image_token_index" in config else "image_token_id"
-    return _positive(config, name)
+    return None if family == GENERAL and name not in config else _positive(config, name)
 
 
 def _text_dtype(text: Mapping[str, Any]) -> str:

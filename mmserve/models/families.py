@@ -9,7 +9,7 @@ import torch
 
 from mmserve.checkpoint import TEXT_FAMILIES, Checkpoint
 from mmserve.errors import CheckpointError
-from mmserve.models import llava, qwen2_vl, text
+from mmserve.models import general, llava, qwen2_vl, text
 from mmserve.models.batch import Model
 
 Builder = Callable[[Checkpoint, torch.dtype, torch.device], Model]
@@ -20,6 +20,7 @@ BUILDERS: Mapping[str, Builder] = {
     "llava_next": llava.build_anyres,
     "llava_onevision": llava.build_anyres,
     **dict.fromkeys(sorted(TEXT_FAMILIES), text.build),
+    "general": general.build,
 }
 """A family's name -> what loads a checkpoint of it."""
 

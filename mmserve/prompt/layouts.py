@@ -7,6 +7,7 @@ from functools import partial
 
 from mmserve.checkpoint import TEXT_FAMILIES, Checkpoint
 from mmserve.errors import ConfigError
+from mmserve.prompt.general import general
 from mmserve.prompt.layout import Layout
 from mmserve.prompt.positions import mrope_positions
 from vision.geometry import QwenGeometry
@@ -50,6 +51,7 @@ LAYOUTS: Mapping[str, Callable[[Checkpoint], Layout]] = {
     "llava_next": llava_next,
     "llava_onevision": llava_onevision,
     **dict.fromkeys(sorted(TEXT_FAMILIES), text_only),
+    "general": general,
 }
 
 

@@ -4,16 +4,19 @@ They differ from a real model in size only: same files, same weight names, same 
 Norms and biases are random too, so that a parameter which is not loaded, or loaded into the wrong place, shows.
 """
 
+from tests.checkpoints.general import GENERALS, tiny_general
 from tests.checkpoints.llava import LLAVAS, tiny_llava
 from tests.checkpoints.qwen2_vl import tiny_qwen2_vl
 from tests.checkpoints.text import TEXT_MODELS, tiny_text
 from tests.checkpoints.tokenizer import QWEN_CHAT_TEMPLATE, QWEN_SPECIAL_TOKENS, tiny_tokenizer_json
 
 __all__ = [
+    "GENERALS",
     "LLAVAS",
     "QWEN_CHAT_TEMPLATE",
     "QWEN_SPECIAL_TOKENS",
     "TEXT_MODELS",
+    "tiny_general",
     "tiny_llava",
     "tiny_qwen2_vl",
     "tiny_text",
