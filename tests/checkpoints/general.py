@@ -24,6 +24,7 @@ IDEFICS_TEMPLATE = (
     + _PARTS.replace("IMAGE", "<image>")
     + "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
+SMOLVLM_TEMPLATE = IDEFICS_TEMPLATE.replace("<|begin_of_text|>", "<|im_start|>")
 INTERN_TEMPLATE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -104,6 +105,28 @@ class General:
 
 _GRID = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
 _TEKKEN = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]", "<pad>")
+_COHERE = (
+    "<BOS_TOKEN>",
+    "<PAD>",
+    "<|START_OF_TURN_TOKEN|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<|USER_TOKEN|>",
+    "<|CHATBOT_TOKEN|>",
+    "<|START_OF_IMG|>",
+    "<|END_OF_IMG|>",
+    "<|IMG_PATCH|>",
+    "<|IMG_LINE_BREAK|>",
+)
+_COHERE_TEXT = {
+    "model_type": "cohere2",
+    "rope_scaling": None,
+    "sliding_window": 4096,
+    "sliding_window_pattern": 4,
+    "layer_norm_eps": 1e-5,
+    "logit_scale": 0.25,
+    "num_hidden_layers": 4,
+    "tie_word_embeddings": True,
+}
 
 GENERALS: Mapping[str, General] = {
     "idefics3": General(
@@ -244,18 +267,7 @@ GENERALS: Mapping[str, General] = {
         "aya_vision",
         "llama",
         AYA_TEMPLATE,
-        (
-            "<BOS_TOKEN>",
-            "<PAD>",
-            "<|START_OF_TURN_TOKEN|>",
-            "<|END_OF_TURN_TOKEN|>",
-            "<|USER_TOKEN|>",
-            "<|CHATBOT_TOKEN|>",
-            "<|START_OF_IMG|>",
-            "<|END_OF_IMG|>",
-            "<|IMG_PATCH|>",
-            "<|IMG_LINE_BREAK|>",
-        ),
+        _COHERE,
         "<|END_OF_TURN_TOKEN|>",
         "<|IMG_PATCH|>",
         {**CLIP, "model_type": "siglip_vision_model", "image_size": 56, "patch_size": 14, "vision_use_head": False},
@@ -266,16 +278,7 @@ GENERALS: Mapping[str, General] = {
             "vision_feature_layer": -1,
             "vision_feature_select_strategy": "full",
         },
-        {
-            "model_type": "cohere2",
-            "rope_scaling": None,
-            "sliding_window": 4096,
-            "sliding_window_pattern": 4,
-            "layer_norm_eps": 1e-5,
-            "logit_scale": 0.25,
-            "num_hidden_layers": 4,
-            "tie_word_embeddings": True,
-        },
+        _COHERE_TEXT,
         {
             "image_processor_type": "GotOcr2ImageProcessor",
             "crop_to_patches": True,
@@ -361,6 +364,89 @@ GENERALS: Mapping[str, General] = {
         opening="<s>",
         published=_as_clip_llava,
         token_field="image_token_index",
+    ),
+    "smolvlm": General(
+        "SmolVLMForConditionalGeneration",
+        "smolvlm",
+        "llama",
+        SMOLVLM_TEMPLATE,
+        (
+            "<|im_start|>",
+            "<|endoftext|>",
+            "<fake_token_around_image>",
+            "<image>",
+            "<end_of_utterance>",
+            "<global-img>",
+            *_GRID,
+        ),
+        "<end_of_utterance>",
+        "<image>",
+        {**CLIP, "model_type": "smolvlm_vision", "image_size": 56, "patch_size": 14},
+        {"scale_factor": 2},
+        {"rope_scaling": None},
+        {
+            "image_processor_type": "SmolVLMImageProcessor",
+            "do_image_splitting": True,
+            "max_image_size": {"longest_edge": 56},
+            "size": {"longest_edge": 4 * 56},
+            "image_mean": [0.5] * 3,
+            "image_std": [0.5] * 3,
+            "resample": 1,
+            "video_sampling": {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": 56}},
+        },
+        {"image_seq_len": 4},
+    ),
+    "lighton_ocr": General(
+        "LightOnOcrForConditionalGeneration",
+        "lighton_ocr",
+        "qwen3",
+        INTERN_TEMPLATE.replace("<IMG_CONTEXT>\n", "<|image_pad|>"),
+        (*CHATML_SPECIALS, "<|image_pad|>", "<|vision_pad|>", "<|vision_end|>"),
+        "<|im_end|>",
+        "<|image_pad|>",
+        {**_PIXTRAL, "image_size": 112, "patch_size": 7},
+        {"spatial_merge_size": 2, "tie_word_embeddings": True},
+        {},
+        {"image_processor_type": "PixtralImageProcessor", "patch_size": 7, "size": {"longest_edge": 112}, **_CLIP_MEAN},
+        {"patch_size": 7, "spatial_merge_size": 2},
+        {
+            "extra_special_tokens": {
+                "image_token": "<|image_pad|>",
+                "image_break_token": "<|vision_pad|>",
+                "image_end_token": "<|vision_end|>",
+            }
+        },
+    ),
+    "cohere2_vision": General(
+        "Cohere2VisionForConditionalGeneration",
+        "cohere2_vision",
+        "llama",
+        AYA_TEMPLATE.replace("<image>", "<|IMG_PATCH|>"),
+        _COHERE,
+        "<|END_OF_TURN_TOKEN|>",
+        "<|IMG_PATCH|>",
+        {**CLIP, "model_type": "siglip_vision_model", "image_size": 56, "patch_size": 14, "vision_use_head": False},
+        {"alignment_intermediate_size": 96, "downsample_factor": 2},
+        _COHERE_TEXT,
+        {
+            "image_processor_type": "Cohere2VisionImageProcessorFast",
+            "crop_to_patches": True,
+            "max_patches": 12,
+            "min_patches": 1,
+            "patch_size": 2,
+            "size": {"height": 56, "width": 56},
+            "image_mean": [0.5] * 3,
+            "image_std": [0.5] * 3,
+        },
+        tokenizer={
+            "extra_special_tokens": {
+                "boi_token": "<|START_OF_IMG|>",
+                "eoi_token": "<|END_OF_IMG|>",
+                "image_token": "<|IMG_PATCH|>",
+                "img_line_break_token": "<|IMG_LINE_BREAK|>",
+            }
+        },
+        opening="<BOS_TOKEN>",
     ),
 }
 

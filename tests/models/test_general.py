@@ -29,10 +29,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 
 PICTURES = (0, 1, 2, 3, 1, 1, 1, 1, 0, 2, 1, 3, 1, 1, 1, 2, 0, 1, 3, 1)
 FEWER = (1, 2, 0, 1, 3)
-REFUSE_LONG = ("glm4v", "mistral3", "pixtral")
+REFUSE_LONG = ("glm4v", "lighton_ocr", "mistral3", "pixtral")
 """The families that refuse some of the sizes asked about."""
 
 CONFIG = EngineConfig(device="cpu", dtype="float32", kv_slots=256)
+
+
+@pytest.fixture(autouse=True)
+def _num2words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SmolVLM's processor asks for this package, which it needs for videos only."""
+    monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", str)
 
 
 def refused(path: Path, says: str) -> None:
@@ -230,6 +236,10 @@ class TestRefusals:
     def test_a_processor_cannot_be_read(self, tmp_path: Path) -> None:
         path = edited(tiny_general(tmp_path, "idefics3"), "preprocessor_config.json", image_processor_type="Nothing")
         refused(path, "the processor in .* cannot be read")
+
+    def test_a_processor_needs_a_package_that_is_missing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", None)
+        refused(tiny_general(tmp_path, "smolvlm"), "cannot be read: Package `num2words` is required")
 
     def test_code_that_came_with_a_model_is_not_run(self, tmp_path: Path) -> None:
         path = tiny_general(tmp_path, "vipllava")
