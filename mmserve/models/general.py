@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from kernels.attention import AttentionPlan, paged_attention
 from kernels.embedding import scatter_rows
 from kernels.kv import store_kv
+from kernels.window import windowed
 from mmserve.checkpoint import Checkpoint
 from mmserve.errors import CheckpointError, ConfigError, MMServeError
 from mmserve.models.batch import ForwardBatch, Model
@@ -38,12 +39,14 @@ SMALL = 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PagedStep:
-    """What a layer's attention needs of one step."""
+    """What a layer's attention needs of one step. ``windows`` are the layers' sliding windows by config.json, ``None``
+    for those that see everything, and ``plans`` the step's attention through each."""
 
     slots: Tensor
-    attention: AttentionPlan
     k_caches: list[Tensor]
     v_caches: list[Tensor]
+    windows: Sequence[int | None]
+    plans: Mapping[int | None, AttentionPlan]
 
 
 def paged(
@@ -66,6 +69,11 @@ def paged(
     if attention_mask is not None or asked or not getattr(module, "is_causal", True):
         raise ConfigError(f"{type(module).__name__} attends in another way than causally ({', '.join(asked)})")
     layer: int = module.layer_idx  # type: ignore[assignment]
+    window = paged_step.windows[layer]
+    if others.get("sliding_window") != window:
+        raise ConfigError(
+            f"layer {layer} attends through a window of {others.get('sliding_window')}, where config.json says {window}"
+        )
     k_cache, v_cache = paged_step.k_caches[layer], paged_step.v_caches[layer]
     if key.shape[1::2] != k_cache.shape[1:] or value.shape[1::2] != v_cache.shape[1:]:
         raise ConfigError(
@@ -75,7 +83,7 @@ def paged(
     q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
     store_kv(k, v, k_cache, v_cache, paged_step.slots)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return paged_attention(q.contiguous(), k_cache, v_cache, paged_step.attention, scale)[None], None
+    return paged_attention(q.contiguous(), k_cache, v_cache, paged_step.plans[window], scale)[None], None
 
 
 class GeneralDecoder:
@@ -91,18 +99,23 @@ class GeneralDecoder:
         self.num_kv_heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
         self.head_dim = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
         self._axes = axes
+        self._windows = _windows(text)
 
     def forward(self, batch: ForwardBatch, k_caches: list[Tensor], v_caches: list[Tensor]) -> Tensor:
         embeddings = self.model.get_input_embeddings()(batch.input_ids)
         if batch.picture_rows is not None and batch.picture_index is not None:
             embeddings = scatter_rows(embeddings.clone(), batch.picture_rows, batch.picture_index)
         positions = batch.positions if self._axes == 1 else batch.positions[:, None]
+        plans = {
+            window: batch.attention if window is None else windowed(batch.attention, window, embeddings.dtype)
+            for window in set(self._windows)
+        }
         output = self.model(
             inputs_embeds=embeddings[None],
             position_ids=positions,
             use_cache=False,
             logits_to_keep=batch.logits_index,
-            paged_step=PagedStep(batch.slots, batch.attention, k_caches, v_caches),
+            paged_step=PagedStep(batch.slots, k_caches, v_caches, self._windows, plans),
         )
         logits: Tensor = output.logits[0].float()
         return logits
@@ -141,10 +154,10 @@ class GeneralEncoder:
 
 def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:
     """The model with its weights, tried out. Raises ``ConfigError`` and ``CheckpointError``."""
-    check_served(checkpoint.config, checkpoint.max_model_len)
+    check_served(checkpoint.config)
     processor = PictureProcessor(checkpoint.path, checkpoint.image_token_id, patch_size(checkpoint.vision_config))
     model = _load(checkpoint, dtype, device)
-    check_served(model.config.to_dict(), checkpoint.max_model_len)  # with what config.json leaves unsaid
+    check_served(model.config.to_dict())  # with what config.json leaves unsaid
     axes = 3 if has_axes(checkpoint.config) else 1
     decoder = GeneralDecoder(model, axes=axes)
     encoder = GeneralEncoder(model, decoder.row_width)
@@ -199,6 +212,13 @@ def _stored_size(checkpoint: Checkpoint) -> int:
     """Bytes of a stored value."""
     stored = getattr(torch, checkpoint.dtype, torch.float32)
     return stored.itemsize if isinstance(stored, torch.dtype) else 4
+
+
+def _windows(text: Any) -> tuple[int | None, ...]:
+    """Each layer's sliding window, ``None`` for those that see everything; ``text`` is the language model's part."""
+    window: int | None = getattr(text, "sliding_window", None)
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention"] * text.num_hidden_layers
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
 def _plug_in(model: Any) -> Mapping[str, str]:

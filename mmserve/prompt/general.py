@@ -40,7 +40,7 @@ _ATTENTION = ("full_attention", "sliding_attention")
 
 def general(checkpoint: Checkpoint) -> Layout:
     """What the checkpoint's own processor writes for a picture. Raises ``ConfigError`` and ``CheckpointError``."""
-    check_served(checkpoint.config, checkpoint.max_model_len)
+    check_served(checkpoint.config)
     from vision.general import PictureProcessor, ProcessorGeometry, architecture  # loads torch
 
     architecture(checkpoint.config)
@@ -61,20 +61,14 @@ def general(checkpoint: Checkpoint) -> Layout:
     return Layout(geometry, processor.row_id, mark=processor.mark, expand=expand, positions=positions, opens=True)
 
 
-def check_served(config: Mapping[str, Any], context: int) -> None:
-    """Raise ``ConfigError`` where ``config.json`` tells that a model is not served; ``context`` is in tokens."""
+def check_served(config: Mapping[str, Any]) -> None:
+    """Raise ``ConfigError`` where ``config.json`` tells that a model is not served."""
     kind, text = str(config.get("model_type")), text_config(config)
     reason = REFUSED.get(kind) or (_ENCODER_DECODER if config.get("is_encoder_decoder") else None) or _reason(text)
     if config.get("quantization_config"):
         reason = "its weights are quantised; take the checkpoint that is not"
     if reason is not None:
         raise ConfigError(f"models of type {kind} are not served: {reason}")
-    window = text.get("sliding_window")
-    if window is not None and context > window and _has_window(text):
-        raise ConfigError(
-            f"config.json asks for sliding-window attention over {window} tokens, which is not served: "
-            f"set limits: {{max_model_len: {window}}} in models.yaml, and the window has no effect"
-        )
 
 
 def has_axes(config: Mapping[str, Any]) -> bool:
@@ -100,8 +94,3 @@ def _reason(text: Mapping[str, Any]) -> str | None:
     if scaling in ("dynamic", "longrope"):
         return f"its rotary positions depend on how long a prompt is (rope scaling of type {scaling})"
     return None
-
-
-def _has_window(text: Mapping[str, Any]) -> bool:
-    kinds = text.get("layer_types")
-    return "sliding_attention" in kinds if isinstance(kinds, list) else bool(text.get("use_sliding_window", True))

@@ -73,6 +73,10 @@ class TestAnswers:
             ("aya_vision", {"preprocessor": {"max_patches": 2}}),
             ("mistral3", {"multimodal_projector_bias": True, "text_config": {"num_key_value_heads": 4}}),
             ("vipllava", {"vision_feature_layers": [0, 2]}),
+            ("aya_vision", {"text_config": {"sliding_window": 24}}),
+            ("cohere2_vision", {"text_config": {"sliding_window": 7, "sliding_window_pattern": 2}}),
+            ("mistral3", {"text_config": {"sliding_window": 16}}),
+            ("internvl", {"text_config": {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}}),
         ],
     )
     def test_settings(self, kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
@@ -193,7 +197,6 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "says"),
         [
-            ({"text_config": {"sliding_window": 64, "model_type": "mistral"}}, "sliding-window .*max_model_len: 64"),
             ({"text_config": {"layer_types": ["conv", "full_attention"]}}, "layers of kind conv keep something else"),
             ({"text_config": {"attn_logit_softcapping": 50.0}}, "caps the scores of attention"),
             ({"text_config": {"rope_scaling": {"type": "dynamic", "factor": 2.0}}}, "depend on how long a prompt is"),
@@ -206,15 +209,21 @@ class TestRefusals:
         config = json.loads((path / "config.json").read_text())
         refused(edited(path, **changes | {"text_config": config["text_config"] | changes.get("text_config", {})}), says)
 
-    def test_a_window_that_config_json_leaves_out(self, tmp_path: Path) -> None:
-        """It is transformers' default for this language model."""
-        path = tiny_general(tmp_path, "aya_vision", text_config={"max_position_embeddings": 8192})
-        config = json.loads((path / "config.json").read_text())
-        del config["text_config"]["sliding_window"]
-        refused(edited(path, text_config=config["text_config"]), "sliding-window attention over 4096 tokens")
+    def test_a_window_that_attention_is_not_told_of(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Then only masks know of it, and ours are others."""
+        from transformers.models.cohere2 import modeling_cohere2
 
-    def test_a_window_that_is_longer_than_the_context(self, tmp_path: Path) -> None:
-        build_engine(resolve(tiny_general(tmp_path, "aya_vision")), CONFIG).close()
+        theirs = modeling_cohere2.Cohere2Attention.__init__
+
+        def changed(self: Any, *given: Any, **others: Any) -> None:
+            theirs(self, *given, **others)
+            self.sliding_window = None
+
+        monkeypatch.setattr(modeling_cohere2.Cohere2Attention, "__init__", changed)
+        refused(
+            tiny_general(tmp_path, "aya_vision"),
+            "layer 0 attends through a window of None, where config.json says 4096",
+        )
 
     @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "linear_2.weight"])
     def test_a_tensor_is_missing_or_misshapen(self, name: str, tmp_path: Path) -> None:
