@@ -35,11 +35,14 @@ _SMALL, _WIDE = (60, 44), (97, 31)
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What stands for a picture: ``runs`` of a token id and how often it comes; the row token's id is ``row_id``."""
+    """What stands for a picture: ``runs`` of a token id and how often it comes, the row token's being ``row_id``; and
+    the text ``before`` and ``behind`` them, which is encoded together with its neighbours."""
 
     grid: Grid
     runs: tuple[tuple[int, int], ...]
     row_id: int
+    before: str = ""
+    behind: str = ""
 
     @property
     def rows(self) -> int:
@@ -69,6 +72,8 @@ class PictureProcessor:
         self.mark = str(mark)
         given = row_id if row_id is not None else getattr(self._processor, "image_token_id", None)
         self.row_id = int(self._processor.tokenizer.convert_tokens_to_ids(self.mark) if given is None else given)
+        special = {id_ for id_, token in self._processor.tokenizer.added_tokens_decoder.items() if token.special}
+        self._own = special | {self.row_id}
         self.shape: Callable[[int, int], Shape] = lru_cache(SIZES_KEPT)(self._shape)
         self._check()
 
@@ -96,7 +101,19 @@ class PictureProcessor:
         made = self._call(Image.new("RGB", (width, height)))
         grid = self._grid(made["pixel_values"], made)
         ids = made["input_ids"][0].tolist()
-        return Shape(grid, tuple((id_, len(list(run))) for id_, run in groupby(ids)), self.row_id)
+        own = [i for i, id_ in enumerate(ids) if id_ in self._own]
+        runs = tuple((id_, len(list(run))) for id_, run in groupby(ids[own[0] : own[-1] + 1]))
+        return Shape(grid, runs, self.row_id, self._text(ids[: own[0]]), self._text(ids[own[-1] + 1 :]))
+
+    def _text(self, ids: list[int]) -> str:
+        """The text that these tokens are."""
+        if not ids:
+            return ""
+        tokenizer = self._processor.tokenizer
+        text = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        if tokenizer.encode(text, add_special_tokens=False) != ids:
+            raise ConfigError(f"the processor writes {text!r} beside a picture, which is encoded in another way")
+        return text
 
     def _call(self, *images: Image.Image) -> dict[str, Any]:
         with self._lock:  # tokenizers change when they are called
@@ -122,12 +139,10 @@ class PictureProcessor:
             made = self._call(*(Image.new("RGB", size) for size in (_SMALL, _WIDE)))["input_ids"][0].tolist()
         except Exception as error:
             raise ConfigError(f"this model's processor cannot be used for pictures: {_line(error)}") from error
-        tokenizer = self._processor.tokenizer
-        edges = {ids for shape in shapes for ids in (shape.runs[0][0], shape.runs[-1][0])} - {self.row_id}
-        special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
-        if not all(shape.rows for shape in shapes) or edges - special:
-            raise ConfigError("this model's processor does not put a picture between tokens of its own")
-        if [id_ for shape in shapes for id_, count in shape.runs for _ in range(count)] != made:
+        if not all(shape.rows for shape in shapes):
+            raise ConfigError("this model's processor makes no room for the rows of a picture")
+        wanted = [id_ for shape in shapes for id_, count in shape.runs for _ in range(count)]
+        if [id_ for id_ in made if id_ in self._own] != [id_ for id_ in wanted if id_ in self._own]:
             raise ConfigError("this model's processor cuts a picture in another way where it shares a prompt")
 
 

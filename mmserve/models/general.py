@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from kernels.attention import AttentionPlan, paged_attention
 from kernels.embedding import scatter_rows
 from kernels.kv import store_kv
-from kernels.window import windowed
+from kernels.window import reshaped
 from mmserve.checkpoint import Checkpoint
 from mmserve.errors import CheckpointError, ConfigError, MMServeError
 from mmserve.models.batch import ForwardBatch, Model
 from mmserve.models.loader import check_room, weight_files
 from mmserve.models.trial import Trial
-from mmserve.prompt.general import check_served, has_axes, patch_size
+from mmserve.prompt.general import check_served, has_axes, patch_size, sees_both_ways
 from vision.general import PictureProcessor, ProcessorPixels, architecture
 from vision.pixels import Pixels
 
@@ -89,8 +89,9 @@ def paged(
 class GeneralDecoder:
     """A whole transformers model as a ``mmserve.models.batch.Decoder``."""
 
-    def __init__(self, model: Any, *, axes: int) -> None:
-        """``model`` has its weights; ``axes`` is how many its positions have."""
+    def __init__(self, model: Any, *, axes: int, both_ways: bool = False) -> None:
+        """``model`` has its weights; ``axes`` is how many its positions have, and ``both_ways`` says that a picture's
+        tokens see each other."""
         text = model.config.get_text_config()
         self.model = model
         self.hidden_size = self.row_width = int(text.hidden_size)
@@ -98,7 +99,7 @@ class GeneralDecoder:
         self.num_layers = int(text.num_hidden_layers)
         self.num_kv_heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
         self.head_dim = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
-        self._axes = axes
+        self._axes, self._both_ways = axes, both_ways
         self._windows = _windows(text)
 
     def forward(self, batch: ForwardBatch, k_caches: list[Tensor], v_caches: list[Tensor]) -> Tensor:
@@ -106,10 +107,10 @@ class GeneralDecoder:
         if batch.picture_rows is not None and batch.picture_index is not None:
             embeddings = scatter_rows(embeddings.clone(), batch.picture_rows, batch.picture_index)
         positions = batch.positions if self._axes == 1 else batch.positions[:, None]
-        plans = {
-            window: batch.attention if window is None else windowed(batch.attention, window, embeddings.dtype)
-            for window in set(self._windows)
-        }
+        together = None
+        if self._both_ways and batch.picture_index is not None:
+            together = torch.zeros_like(batch.input_ids, dtype=torch.bool).index_fill_(0, batch.picture_index, True)
+        plans = {window: reshaped(batch.attention, window, together, embeddings.dtype) for window in set(self._windows)}
         output = self.model(
             inputs_embeds=embeddings[None],
             position_ids=positions,
@@ -159,12 +160,13 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> M
     model = _load(checkpoint, dtype, device)
     check_served(model.config.to_dict())  # with what config.json leaves unsaid
     axes = 3 if has_axes(checkpoint.config) else 1
-    decoder = GeneralDecoder(model, axes=axes)
+    both_ways = sees_both_ways(checkpoint.config)
+    decoder = GeneralDecoder(model, axes=axes, both_ways=both_ways)
     encoder = GeneralEncoder(model, decoder.row_width)
     own = _plug_in(model)
     pixels = ProcessorPixels(processor)
     merge_size = int(checkpoint.vision_config.get("spatial_merge_size", 2)) if axes == 3 else None
-    trial = Trial(processor, merge_size=merge_size, dtype=dtype, device=device)
+    trial = Trial(processor, merge_size=merge_size, cuts=not both_ways, dtype=dtype, device=device)
     kind = type(model).__name__
     try:
         expected = trial.expected(model, own, ATTENTION)

@@ -7,6 +7,7 @@ batched with the second chunk.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,9 +52,15 @@ class Trial:
     """Two prompts, of which transformers and we compute the logits that follow them."""
 
     def __init__(
-        self, processor: PictureProcessor, *, merge_size: int | None, dtype: torch.dtype, device: torch.device
+        self,
+        processor: PictureProcessor,
+        *,
+        merge_size: int | None,
+        cuts: bool,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        """``merge_size`` is set where positions have three axes."""
+        """``merge_size`` is set where positions have three axes; ``cuts`` says that chunks may cut a picture."""
         noise = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
         self._image = Image.fromarray(noise).resize(SIZE, Image.Resampling.BICUBIC)
         self._grid, self._row_id = processor.shape(*SIZE).grid, processor.row_id
@@ -64,19 +71,25 @@ class Trial:
         ids = made.pop("input_ids")[0]
         before, behind, self._other = torch.split(text, [_BEFORE, _BEHIND, _OTHER])
         self._ids = torch.cat((before, ids, behind))
-        if "mm_token_type_ids" in made:
-            made["mm_token_type_ids"] = F.pad(made["mm_token_type_ids"], (_BEFORE, _BEHIND))
-        dropped = ("attention_mask", "token_type_ids")
-        self._inputs = {name: each for name, each in made.items() if isinstance(each, Tensor) and name not in dropped}
+        self._cuts = cuts
+        self._types = {
+            name: F.pad(made.pop(name), (_BEFORE, _BEHIND))
+            for name in ("mm_token_type_ids", "token_type_ids")
+            if name in made
+        }
+        made.pop("attention_mask", None)
+        self._inputs = {name: each for name, each in made.items() if isinstance(each, Tensor)}
 
     @torch.inference_mode()
     def expected(self, model: Any, own: Mapping[str, str], ours: str) -> Tensor:
         """The logits ``(2, V)`` as transformers computes them with the model's ``own`` attention (its name, by part of
         the configuration). The model is left with ``ours``."""
         model.set_attn_implementation(dict(own))
+        taken = inspect.signature(model.forward).parameters
+        types = {name: each for name, each in self._types.items() if name != "token_type_ids" or name in taken}
         inputs = {
             name: each.to(self._device, self._dtype if each.is_floating_point() else None)
-            for name, each in self._inputs.items()
+            for name, each in (self._inputs | types).items()
         }
         ids, other = self._ids[None].to(self._device), self._other[None].to(self._device)
         logits = [
@@ -93,7 +106,7 @@ class Trial:
         places = (self._ids == self._row_id).nonzero().flatten()
         if rows.shape != (len(places), decoder.row_width):
             raise ValueError(f"a picture gave rows of shape {tuple(rows.shape)} for {len(places)} places")
-        length, cut = len(self._ids), int(places[len(places) // 2])
+        length, cut = len(self._ids), int(places[len(places) // 2 if self._cuts else 0])
         slots = torch.randperm(length + len(self._other), generator=torch.Generator().manual_seed(0))
         whole, other = self._positions(self._ids, places), self._positions(self._other, places[:0])
         early = places < cut

@@ -13,13 +13,12 @@ from mmserve.prompt.layout import Layout, Rows, Segment
 from mmserve.prompt.positions import mrope_positions, plain_positions
 from mmserve.types import Picture
 
-_BOTH_WAYS = "the tokens of a picture attend to each other in both directions, and prefill in chunks is causal"
+_BOTH_WAYS = "the tokens of a picture attend to each other in both directions, in a way that is not known here"
 _WHOLE_PROMPT = "its whole prompt attends in both directions, so that no prefix of it can be computed or kept by itself"
 _CROSS = "pictures enter its layers by cross-attention, and not as rows among its tokens"
 _ENCODER_DECODER = "it is an encoder-decoder model, whose prompt is no prefix of its answer"
 
 REFUSED: Mapping[str, str] = {
-    "gemma3": _BOTH_WAYS,
     "gemma3n": "its layers share keys and values, and take inputs of their own for each token",
     "gemma4": _BOTH_WAYS,
     "paligemma": _WHOLE_PROMPT,
@@ -35,6 +34,9 @@ REFUSED: Mapping[str, str] = {
 }
 """What keeps a model from being served, by the ``model_type`` of its ``config.json``."""
 
+BOTH_WAYS = frozenset({"gemma3"})
+"""The models in which a picture's tokens see each other both ways, and else as all do."""
+
 _ATTENTION = ("full_attention", "sliding_attention")
 
 
@@ -49,16 +51,24 @@ def general(checkpoint: Checkpoint) -> Layout:
 
     def expand(picture: Picture) -> Sequence[Segment]:
         shape = geometry.shape(picture.header.width, picture.header.height)
-        segments: list[Segment] = []
+        segments: list[Segment] = [shape.before] if shape.before else []
         for id_, count in shape.runs:
             segments += [Rows(count)] if id_ == shape.row_id else [id_] * count
-        return segments
+        return [*segments, shape.behind] if shape.behind else segments
 
     positions = plain_positions
     if has_axes(checkpoint.config):
         merge_size = checkpoint.vision_config.get("spatial_merge_size", 2)
         positions = partial(mrope_positions, merge_size=merge_size)
-    return Layout(geometry, processor.row_id, mark=processor.mark, expand=expand, positions=positions, opens=True)
+    return Layout(
+        geometry,
+        processor.row_id,
+        mark=processor.mark,
+        expand=expand,
+        positions=positions,
+        opens=True,
+        whole_pictures=sees_both_ways(checkpoint.config),
+    )
 
 
 def check_served(config: Mapping[str, Any]) -> None:
@@ -69,6 +79,11 @@ def check_served(config: Mapping[str, Any]) -> None:
         reason = "its weights are quantised; take the checkpoint that is not"
     if reason is not None:
         raise ConfigError(f"models of type {kind} are not served: {reason}")
+
+
+def sees_both_ways(config: Mapping[str, Any]) -> bool:
+    """Whether a picture's tokens see each other both ways."""
+    return str(config.get("model_type")) in BOTH_WAYS
 
 
 def has_axes(config: Mapping[str, Any]) -> bool:

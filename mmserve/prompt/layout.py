@@ -37,7 +37,8 @@ class Layout:
 
     ``positions`` gives int64 ``(axes, len(prompt))`` and the position of the first generated token, from the whole
     prompt. With ``opens`` a prompt begins with what the tokenizer itself puts before a text (``<s>``), if the template
-    has not written it.
+    has not written it. With ``whole_pictures`` a picture's tokens see each other both ways, so that prefill never cuts
+    a picture.
     """
 
     geometry: Geometry | None = None
@@ -47,6 +48,7 @@ class Layout:
     expand: Callable[[Picture], Sequence[Segment]] = only_rows
     positions: Callable[[Prompt], tuple[IntArray, int]] = plain_positions
     opens: bool = False
+    whole_pictures: bool = False
 
     def geometry_among(self, pictures: int) -> Geometry | None:
         """What measures each of so many pictures of one prompt."""

@@ -37,6 +37,15 @@ GLM_TEMPLATE = (
     + _PARTS.replace("IMAGE", "<|begin_of_image|><|image|><|end_of_image|>")
     + "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n<think>' }}{% endif %}"
 )
+GEMMA_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] | trim }}{% else %}"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}{{ '<start_of_image>' }}"
+    "{% elif content['type'] == 'text' %}{{ content['text'] | trim }}{% endif %}{% endfor %}"
+    "{% endif %}{{ '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
 AYA_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|START_OF_TURN_TOKEN|>' + ('<|USER_TOKEN|>' if message['role'] == 'user' else '<|CHATBOT_TOKEN|>') }}"
@@ -448,6 +457,59 @@ GENERALS: Mapping[str, General] = {
         },
         opening="<BOS_TOKEN>",
     ),
+    "gemma3": General(
+        "Gemma3ForConditionalGeneration",
+        "gemma3",
+        "llama",
+        GEMMA_TEMPLATE,
+        (
+            "<bos>",
+            "<pad>",
+            "<eos>",
+            "<start_of_turn>",
+            "<end_of_turn>",
+            "<start_of_image>",
+            "<end_of_image>",
+            "<image_soft_token>",
+        ),
+        "<end_of_turn>",
+        "<image_soft_token>",
+        {**CLIP, "model_type": "siglip_vision_model", "image_size": 56, "patch_size": 14, "vision_use_head": False},
+        {"mm_tokens_per_image": 16, "tie_word_embeddings": True},
+        {
+            "model_type": "gemma3_text",
+            "hidden_activation": "gelu_pytorch_tanh",
+            "query_pre_attn_scalar": 24,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "rope_theta": 1_000_000.0,
+            "rope_local_base_freq": 10_000.0,
+            "sliding_window": 12,
+            "sliding_window_pattern": 2,
+            "num_hidden_layers": 4,
+            "tie_word_embeddings": True,
+        },
+        {
+            "image_processor_type": "Gemma3ImageProcessor",
+            "do_pan_and_scan": None,
+            "size": {"height": 56, "width": 56},
+            "image_mean": [0.5] * 3,
+            "image_std": [0.5] * 3,
+        },
+        {"image_seq_length": 16},
+        {
+            "extra_special_tokens": {
+                "boi_token": "<start_of_image>",
+                "eoi_token": "<end_of_image>",
+                "image_token": "<image_soft_token>",
+            },
+            "boi_token": "<start_of_image>",
+            "eoi_token": "<end_of_image>",
+            "image_token": "<image_soft_token>",
+        },
+        opening="<bos>",
+        published=_as_clip_llava,
+        token_field="image_token_index",
+    ),
 }
 
 
@@ -474,6 +536,8 @@ def tiny_general(path: Path, kind: str, *, seed: int = 0, new_names: bool = Fals
         "text_config": text | ends | overrides.pop("text_config", {}),
         "vision_config": {**family.vision, **overrides.pop("vision_config", {})},
     }
+    if kind == "gemma3":
+        config |= {"boi_token_index": ids["<start_of_image>"], "eoi_token_index": ids["<end_of_image>"]}
     named = {"video_token_id": "<|video|>", "image_start_token_id": "<|begin_of_image|>"}
     config |= {name: ids[token] for name, token in named.items() if kind == "glm4v"}
     preprocessor = {

@@ -32,6 +32,12 @@ FEWER = (1, 2, 0, 1, 3)
 REFUSE_LONG = ("glm4v", "lighton_ocr", "mistral3", "pixtral")
 """The families that refuse some of the sizes asked about."""
 
+PAN_AND_SCAN = {
+    "do_pan_and_scan": True,
+    "pan_and_scan_min_crop_size": 40,
+    "pan_and_scan_max_num_crops": 4,
+    "pan_and_scan_min_ratio_to_activate": 1.2,
+}
 CONFIG = EngineConfig(device="cpu", dtype="float32", kv_slots=256)
 
 
@@ -76,6 +82,8 @@ class TestAnswers:
             ("aya_vision", {"text_config": {"sliding_window": 24}}),
             ("cohere2_vision", {"text_config": {"sliding_window": 7, "sliding_window_pattern": 2}}),
             ("mistral3", {"text_config": {"sliding_window": 16}}),
+            ("gemma3", {"text_config": {"sliding_window": 4096, "sliding_window_pattern": 3}}),
+            ("gemma3", {"preprocessor": PAN_AND_SCAN}),
             ("internvl", {"text_config": {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}}),
         ],
     )
@@ -245,6 +253,12 @@ class TestRefusals:
     def test_a_processor_cannot_be_read(self, tmp_path: Path) -> None:
         path = edited(tiny_general(tmp_path, "idefics3"), "preprocessor_config.json", image_processor_type="Nothing")
         refused(path, "the processor in .* cannot be read")
+
+    def test_pictures_whose_tokens_see_each_other_though_that_is_not_known(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(layouts, "BOTH_WAYS", frozenset())
+        refused(tiny_general(tmp_path, "gemma3"), r"Gemma3ForCon.* answer to a small picture came out .* off")
 
     def test_a_processor_needs_a_package_that_is_missing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", None)
