@@ -68,6 +68,9 @@ TEXT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "use_sliding_window": False,
         "sliding_window": 4096,
     },
+    "gemma3_text": {"vocab_size": 262_208, "max_position_embeddings": 131_072, "eos_token_id": 1},
+    "cohere2": {"vocab_size": 256_000, "max_position_embeddings": 8192, "eos_token_id": 255_001},
+    "glm4v_text": {"vocab_size": 151_552, "max_position_embeddings": 32_768},
     "qwen3": {"head_dim": 128, "rms_norm_eps": 1e-6, "num_key_value_heads": 32, "use_sliding_window": False},
 }
 """Fields of a language model that published files leave out where they are transformers' defaults, by model_type."""

@@ -1,7 +1,8 @@
 """Pictures of the models that transformers itself computes: what their own processors make of a size, and of pixels.
 
-A processor cuts a picture and writes what takes its place in a prompt. Nothing here repeats that: a blank picture of
-the size in question is given to the processor, once for each size, and what it wrote is kept.
+A processor cuts a picture and writes what takes its place in a prompt. Nothing here repeats that: a picture of the size
+in question, which has no pixels (torch's meta device), is given to the processor, once for each size, and what it wrote
+is kept. Processors that look at pixels get a blank picture.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import torch
 import transformers
 from PIL import Image
 from torch import Tensor
@@ -74,8 +76,10 @@ class PictureProcessor:
         self.row_id = int(self._processor.tokenizer.convert_tokens_to_ids(self.mark) if given is None else given)
         special = {id_ for id_, token in self._processor.tokenizer.added_tokens_decoder.items() if token.special}
         self._own = special | {self.row_id}
-        self.shape: Callable[[int, int], Shape] = lru_cache(SIZES_KEPT)(self._shape)
+        self._needs_pixels = True
         self._check()
+        self._needs_pixels = not self._works_without_pixels()
+        self.shape: Callable[[int, int], Shape] = lru_cache(SIZES_KEPT)(self._shape)
 
     @property
     def settings(self) -> str:
@@ -98,12 +102,33 @@ class PictureProcessor:
         return self._call(*images)
 
     def _shape(self, width: int, height: int) -> Shape:
-        made = self._call(Image.new("RGB", (width, height)))
+        made = None if self._needs_pixels else self._outlined(width, height)
+        if made is None:
+            made = self._call(Image.new("RGB", (width, height)))
         grid = self._grid(made["pixel_values"], made)
         ids = made["input_ids"][0].tolist()
+        if self.row_id not in ids:
+            raise UnsupportedPicture(
+                f"the picture is {width}×{height} pixels, of which this model makes nothing at all: scale it up"
+            )
         own = [i for i, id_ in enumerate(ids) if id_ in self._own]
         runs = tuple((id_, len(list(run))) for id_, run in groupby(ids[own[0] : own[-1] + 1]))
         return Shape(grid, runs, self.row_id, self._text(ids[: own[0]]), self._text(ids[own[-1] + 1 :]))
+
+    def _outlined(self, width: int, height: int) -> dict[str, Any] | None:
+        """What becomes of a picture without pixels; ``None`` where that fails, for whatever reason."""
+        outline = torch.empty((3, height, width), dtype=torch.uint8, device="meta")
+        try:
+            # Not every way to resample is there for such tensors; none of them changes a size.
+            return self._call(outline, input_data_format="channels_first", resample=Image.Resampling.BILINEAR)
+        except Exception:
+            return None
+
+    def _works_without_pixels(self) -> bool:
+        wanted = [self._shape(*size) for size in (_SMALL, _WIDE)]
+        self._needs_pixels = False
+        made = [self._outlined(*size) is not None and self._shape(*size) for size in (_SMALL, _WIDE)]
+        return made == wanted
 
     def _text(self, ids: list[int]) -> str:
         """The text that these tokens are."""
@@ -115,10 +140,11 @@ class PictureProcessor:
             raise ConfigError(f"the processor writes {text!r} beside a picture, which is encoded in another way")
         return text
 
-    def _call(self, *images: Image.Image) -> dict[str, Any]:
+    def _call(self, *images: Image.Image | Tensor, **settings: Any) -> dict[str, Any]:
+        text = self.mark * len(images)
         with self._lock:  # tokenizers change when they are called
             made = self._processor(
-                images=list(images), text=self.mark * len(images), add_special_tokens=False, return_tensors="pt"
+                images=list(images), text=text, add_special_tokens=False, return_tensors="pt", **settings
             )
         return dict(made)
 
@@ -135,12 +161,10 @@ class PictureProcessor:
     def _check(self) -> None:
         """Raise ``ConfigError`` where pictures cannot be planned one by one from their sizes."""
         try:
-            shapes = [self.shape(*size) for size in (_SMALL, _WIDE)]
+            shapes = [self._shape(*size) for size in (_SMALL, _WIDE)]
             made = self._call(*(Image.new("RGB", size) for size in (_SMALL, _WIDE)))["input_ids"][0].tolist()
         except Exception as error:
             raise ConfigError(f"this model's processor cannot be used for pictures: {_line(error)}") from error
-        if not all(shape.rows for shape in shapes):
-            raise ConfigError("this model's processor makes no room for the rows of a picture")
         wanted = [id_ for shape in shapes for id_, count in shape.runs for _ in range(count)]
         if [id_ for id_ in made if id_ in self._own] != [id_ for id_ in wanted if id_ in self._own]:
             raise ConfigError("this model's processor cuts a picture in another way where it shares a prompt")
@@ -171,6 +195,8 @@ class ProcessorGeometry:
         processor: PictureProcessor = self._processor  # type: ignore[attr-defined]
         try:
             return processor.shape(width, height)
+        except UnsupportedPicture:
+            raise
         except Exception as error:  # whatever arithmetic on such a size runs into
             raise UnsupportedPicture(
                 f"the picture is {width}×{height} pixels, which this model does not take ({_line(error)}): "

@@ -416,7 +416,12 @@ GENERALS: Mapping[str, General] = {
         {**_PIXTRAL, "image_size": 112, "patch_size": 7},
         {"spatial_merge_size": 2, "tie_word_embeddings": True},
         {},
-        {"image_processor_type": "PixtralImageProcessor", "patch_size": 7, "size": {"longest_edge": 112}, **_CLIP_MEAN},
+        {
+            "image_processor_type": "PixtralImageProcessor",
+            "patch_size": 14,
+            "size": {"longest_edge": 112},
+            **_CLIP_MEAN,
+        },
         {"patch_size": 7, "spatial_merge_size": 2},
         {
             "extra_special_tokens": {

@@ -118,4 +118,4 @@ def test_others_are_refused_by_name() -> None:
         decoder_config({"model_type": "gpt2"})
     with pytest.raises(CheckpointError, match="rows of width 8, but the decoder takes 16"):
         check_row_width(8, 16)
-    assert TEXT_DEFAULTS.keys() <= KINDS.keys()
+    assert TEXT_DEFAULTS.keys() - KINDS.keys() == {"cohere2", "gemma3_text", "glm4v_text"}  # transformers computes them

@@ -128,6 +128,26 @@ class TestCounts:
         monkeypatch.setattr(Image, "new", lambda *_: pytest.fail("another picture was made"))
         assert geometry.measure(90, 45) == first
 
+    @pytest.mark.parametrize("kind", sorted(GENERALS.keys() - {"vipllava"}))
+    def test_planning_touches_no_pixels(self, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """However large the picture is."""
+        geometry = layout_for(resolve(tiny_general(tmp_path, kind))).geometry
+        assert geometry is not None
+        monkeypatch.setattr(Image, "new", lambda *_: pytest.fail("a picture was made"))
+        assert geometry.measure(400_000, 300_000)[1] > 0
+
+    def test_a_processor_that_looks_at_pixels_gets_a_blank_picture(self, tmp_path: Path) -> None:
+        geometry = layout_for(resolve(tiny_general(tmp_path, "vipllava"))).geometry
+        assert geometry is not None
+        assert geometry.measure(400, 300) == geometry.measure(30, 40)
+
+    def test_a_picture_that_gets_no_row_is_refused(self, tmp_path: Path) -> None:
+        path = tiny_general(tmp_path, "lighton_ocr", preprocessor={"patch_size": 7})
+        geometry = layout_for(resolve(path)).geometry
+        assert geometry is not None
+        with pytest.raises(UnsupportedPicture, match="5×28 pixels, of which this model makes nothing at all: scale"):
+            geometry.measure(5, 28)
+
     def test_a_thin_picture_is_refused_before_the_processor_sees_it(self, tmp_path: Path) -> None:
         geometry = layout_for(resolve(tiny_general(tmp_path, "vipllava"))).geometry
         assert geometry is not None
