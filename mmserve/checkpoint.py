@@ -39,6 +39,9 @@ WITHOUT_PROCESSOR = TEXT_FAMILIES | {"cogvlm"}
 OWN_TEMPLATE = frozenset({"cogvlm"})
 """The families whose chat template is their layout's: what their files may hold is another model's."""
 
+GENERAL = "general"
+"""The family of every other architecture that sees: transformers computes it, if it can be served at all."""
+
 TEXT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "llama": {
         "vocab_size": 32_000,
@@ -74,6 +77,9 @@ TEXT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "use_sliding_window": False,
         "sliding_window": 4096,
     },
+    "gemma3_text": {"vocab_size": 262_208, "max_position_embeddings": 131_072, "eos_token_id": 1},
+    "cohere2": {"vocab_size": 256_000, "max_position_embeddings": 8192, "eos_token_id": 255_001},
+    "glm4v_text": {"vocab_size": 151_552, "max_position_embeddings": 32_768},
     "qwen3": {"head_dim": 128, "rms_norm_eps": 1e-6, "num_key_value_heads": 32, "use_sliding_window": False},
 }
 """Fields of a language model that published files leave out where they are transformers' defaults, by model_type."""
@@ -183,7 +189,7 @@ def read_checkpoint(
         template=template or ("" if family in OWN_TEMPLATE else _template(path)),
         dtype=dtype or str(config.get("dtype") or config.get("torch_dtype") or _text_dtype(text)),
         eos_token_ids=_eos_token_ids(path, generation, text),
-        image_token_id=None if family in WITHOUT_IMAGE_TOKEN else _image_token_id(config),
+        image_token_id=None if family in WITHOUT_IMAGE_TOKEN else _image_token_id(config, family),
         max_model_len=max_model_len or own_length,
         fingerprint=weights_fingerprint(path, config, processor),
         sampling=default_sampling(generation),
@@ -274,12 +280,19 @@ def _samples(stream: BinaryIO, base: int, spans: Sequence[tuple[int, int]]) -> I
 def _family(config: Mapping[str, Any]) -> str:
     architectures = config.get("architectures") or ["(none named)"]
     for architecture in architectures:
-        if architecture in FAMILIES:
+        if architecture in FAMILIES and not _is_pixtral(config):
             return FAMILIES[architecture]
         if architecture in NOT_SERVED:
             raise ConfigError(f"models of architecture {architecture} are not served: {NOT_SERVED[architecture]}")
+    if config.get("architectures") and isinstance(config.get("vision_config"), dict):
+        return GENERAL
     served = ", ".join(sorted(FAMILIES))
     raise ConfigError(f"models of architecture {', '.join(map(str, architectures))} are not served; served: {served}")
+
+
+def _is_pixtral(config: Mapping[str, Any]) -> bool:
+    """Pixtral calls itself a LLaVA, but its tower takes pictures of every size."""
+    return bool((config.get("vision_config") or {}).get("model_type") == "pixtral")
 
 
 def _processor(path: Path) -> dict[str, Any]:
@@ -311,10 +324,10 @@ def _eos_token_ids(path: Path, generation: Mapping[str, Any], text: Mapping[str,
     return ids
 
 
-def _image_token_id(config: Mapping[str, Any]) -> int:
-    """Under the name that was used before transformers 4.50 too."""
+def _image_token_id(config: Mapping[str, Any], family: str) -> int | None:
+    """Under the name that was used before transformers 4.50 too; ``None`` where a processor of its own knows."""
     name = "image_token_index" if "image_token_id" not in config and "image_token_index" in config else "image_token_id"
-    return _positive(config, name)
+    return None if family == GENERAL and name not in config else _positive(config, name)
 
 
 def _text_dtype(text: Mapping[str, Any]) -> str:

@@ -154,7 +154,7 @@ def test_a_damaged_config_is_a_checkpoint_error(folder: Path, content: bytes) ->
     ("change", "error", "says"),
     [
         (
-            {"architectures": ["GPT2LMHeadModel"]},
+            {"architectures": ["GPT2LMHeadModel"], "vision_config": None},
             ConfigError,
             "architecture GPT2LMHeadModel are not served; served: .*Qwen2VLForConditionalGeneration",
         ),

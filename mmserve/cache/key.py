@@ -82,6 +82,12 @@ class Spans:
             return self.starts[at]
         return length
 
+    def uncut(self, start: int, length: int) -> int:
+        """As much of ``length`` positions from ``start`` as ends at no picture's inside; where that is nothing, the
+        picture that begins there. ``start`` must lie at no picture's inside."""
+        stop = self.clamp(start + length)
+        return stop - start if stop > start else self.ends[bisect_right(self.starts, start) - 1] - start
+
     def rows(self, start: int, stop: int) -> int:
         """How many positions of ``start <= i < stop`` belong to pictures."""
         pairs = zip(self.starts, self.ends, strict=True)

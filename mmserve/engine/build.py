@@ -30,6 +30,7 @@ def build_engine(checkpoint: Checkpoint, config: EngineConfig) -> Engine:
         runner,
         config,
         positions=layout.positions,
+        whole_pictures=layout.whole_pictures,
         outputs=Outputs(new_stream, new_sheet),
         vocabulary=Vocabulary(checkpoint.tokenizer_path, size=runner.vocab_size, eos_ids=checkpoint.eos_token_ids),
         json_style=SPACED if checkpoint.json_style == "spaced" else COMPACT,

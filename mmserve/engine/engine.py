@@ -76,6 +76,7 @@ class Engine:
         config: EngineConfig,
         *,
         positions: Positions,
+        whole_pictures: bool = False,
         outputs: Outputs,
         vocabulary: Vocabulary,
         json_style: JsonStyle,
@@ -94,6 +95,7 @@ class Engine:
             row_bytes=runner.row_bytes,
             eos_ids=eos_ids,
             tier_slots=runner.tier_slots,
+            whole_pictures=whole_pictures,
         )
         self._streams: dict[str, OutputStream] = {}
         self._sheets: dict[str, ScoreSheet] = {}

@@ -38,7 +38,8 @@ class Scheduler:
     """The state of all requests, the caches' bookkeeping, and the plan of each step.
 
     ``num_slots`` KV slots; ``tier_slots`` of the second tier, 0 for none; ``row_bytes`` the size of one picture row;
-    ``eos_ids`` what ``min_tokens`` bans. One thread owns it. Every added request stays until ``end`` is called for it.
+    ``eos_ids`` what ``min_tokens`` bans; with ``whole_pictures`` no chunk cuts a picture, though it exceed the budget.
+    One thread owns it. Every added request stays until ``end`` is called for it.
     """
 
     def __init__(
@@ -49,8 +50,10 @@ class Scheduler:
         row_bytes: int,
         eos_ids: Iterable[int] = (),
         tier_slots: int = 0,
+        whole_pictures: bool = False,
     ) -> None:
         self._config = config
+        self._whole_pictures = whole_pictures
         self._eos_ids = tuple(eos_ids)
         self.counters = Counters()
         self.pool = SlotPool(num_slots)
@@ -128,7 +131,7 @@ class Scheduler:
         for seq in decoding + prefilling:
             if seq.loan is not None:
                 continue
-            tokens = min(seq.pending, budget, SCORED_TOKENS if seq.request.score_from is not None else budget)
+            tokens = self._tokens(seq, budget)
             if tokens and seq.phase is Phase.RUNNING and self._reserve(seq, tokens, plan):
                 plan[seq.id] = self._chunk(seq, tokens)
                 budget -= tokens
@@ -324,6 +327,11 @@ class Scheduler:
 
     # -- slots, inside ------------------------------------------------------------------------------------------
 
+    def _tokens(self, seq: Sequence, budget: int) -> int:
+        """How many of the sequence's next tokens to compute where ``budget`` are left in the step."""
+        tokens = min(seq.pending, budget, SCORED_TOKENS if seq.request.score_from is not None else budget)
+        return seq.spans.uncut(seq.computed, tokens) if self._whole_pictures and tokens > 0 else max(0, tokens)
+
     def _chunk(self, seq: Sequence, tokens: int) -> Chunk:
         sampling = seq.request.sampling
         banned: tuple[int, ...] = ()
@@ -395,7 +403,7 @@ class Scheduler:
                 continue
             if not self._start(seq, advance=not passed_over):
                 return
-            tokens = min(seq.pending, budget, SCORED_TOKENS if seq.request.score_from is not None else budget)
+            tokens = self._tokens(seq, budget)
             if seq.loan is None and self._reserve(seq, tokens, plan):
                 plan[seq.id] = self._chunk(seq, tokens)
                 budget -= tokens

@@ -9,7 +9,7 @@ import torch
 
 from mmserve.checkpoint import TEXT_FAMILIES, Checkpoint
 from mmserve.errors import CheckpointError, ConfigError
-from mmserve.models import cogvlm, llava, qwen2_5_vl, qwen2_vl, qwen3_vl, text
+from mmserve.models import cogvlm, general, llava, qwen2_5_vl, qwen2_vl, qwen3_vl, text
 from mmserve.models.batch import Model
 from mmserve.models.quantised import is_quantised
 
@@ -24,6 +24,7 @@ BUILDERS: Mapping[str, Builder] = {
     "llava_onevision": llava.build_anyres,
     "cogvlm": cogvlm.build,
     **dict.fromkeys(sorted(TEXT_FAMILIES), text.build),
+    "general": general.build,
 }
 """A family's name -> what loads a checkpoint of it."""
 

@@ -41,7 +41,8 @@ class Layout:
     prompt. With ``opens`` a prompt begins with what the tokenizer itself puts before a text (``<s>``), if the template
     has not written it. ``template`` is the chat template, where the family has its own and does not read it from the
     checkpoint's files; ``most_pictures`` is how many a prompt may have (``None``: no limit of the family's). With
-    ``apart`` the text behind a picture is encoded as if nothing stood before it.
+    ``apart`` the text behind a picture is encoded as if nothing stood before it. With
+    ``whole_pictures`` a picture's tokens see each other both ways, so that prefill never cuts a picture.
     """
 
     geometry: Geometry | None = None
@@ -55,6 +56,7 @@ class Layout:
     most_pictures: int | None = None
     apart: bool = False
     adapt: Adapt = unchanged
+    whole_pictures: bool = False
 
     def geometry_among(self, pictures: int, detail: Detail = Detail()) -> Geometry | None:  # noqa: B008 (frozen)
         """What measures each of so many pictures of one prompt, at the ``detail`` that is wanted of it.

@@ -8,6 +8,7 @@ from functools import partial
 from mmserve.checkpoint import TEXT_FAMILIES, Checkpoint
 from mmserve.errors import ConfigError
 from mmserve.prompt.cogvlm import cogvlm
+from mmserve.prompt.general import general
 from mmserve.prompt.layout import Layout
 from mmserve.prompt.positions import mrope_positions
 from vision.detail import WholeGeometry, lower, within_limits
@@ -57,6 +58,7 @@ LAYOUTS: Mapping[str, Callable[[Checkpoint], Layout]] = {
     "llava_onevision": llava_onevision,
     "cogvlm": cogvlm,
     **dict.fromkeys(sorted(TEXT_FAMILIES), text_only),
+    "general": general,
 }
 
 

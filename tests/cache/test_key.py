@@ -53,6 +53,14 @@ def test_a_prefix_never_ends_inside_a_picture() -> None:
     assert [spans.clamp(n) for n in range(11)] == [0, 1, 2, 2, 2, 2, 6, 7, 8, 9, 10]
 
 
+def test_a_stretch_that_cuts_no_picture() -> None:
+    spans = Spans((2, 8), (6, 9), (0, 1))
+    assert [spans.uncut(0, n) for n in range(1, 8)] == [1, 2, 2, 2, 2, 6, 7]
+    assert [spans.uncut(2, n) for n in range(1, 8)] == [4, 4, 4, 4, 5, 6, 7]
+    assert [spans.uncut(6, n) for n in range(1, 4)] == [1, 2, 3]
+    assert spans.uncut(20, 5) == 5
+
+
 def test_overlapping_pictures_are_refused() -> None:
     with pytest.raises(ValueError, match="overlap"):
         picture_spans([PictureRange(0, 2, 0), PictureRange(3, 4, 1), PictureRange(5, 6, 0)], [0, 1])

@@ -5,6 +5,7 @@ Norms and biases are random too, so that a parameter which is not loaded, or loa
 """
 
 from tests.checkpoints.cogvlm import COGVLMS, tiny_cogvlm
+from tests.checkpoints.general import GENERALS, tiny_general
 from tests.checkpoints.llava import LLAVAS, tiny_llava
 from tests.checkpoints.qwen2_vl import tiny_qwen2_vl
 from tests.checkpoints.qwen_vl import QWEN_VLS, tiny_qwen_vl
@@ -13,12 +14,14 @@ from tests.checkpoints.tokenizer import QWEN_CHAT_TEMPLATE, QWEN_SPECIAL_TOKENS,
 
 __all__ = [
     "COGVLMS",
+    "GENERALS",
     "LLAVAS",
     "QWEN_CHAT_TEMPLATE",
     "QWEN_SPECIAL_TOKENS",
     "QWEN_VLS",
     "TEXT_MODELS",
     "tiny_cogvlm",
+    "tiny_general",
     "tiny_llava",
     "tiny_qwen2_vl",
     "tiny_qwen_vl",

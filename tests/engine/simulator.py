@@ -176,6 +176,7 @@ class Simulation:
     check: bool = True
     tier_slots: int = 0
     damage: float = 0.0
+    whole_pictures: bool = False
     answers: dict[str, list[int]] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
     steps: int = 0
@@ -183,7 +184,12 @@ class Simulation:
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
         self.scheduler = Scheduler(
-            self.config, num_slots=self.slots, row_bytes=1, eos_ids=(), tier_slots=self.tier_slots
+            self.config,
+            num_slots=self.slots,
+            row_bytes=1,
+            eos_ids=(),
+            tier_slots=self.tier_slots,
+            whole_pictures=self.whole_pictures,
         )
         self.device = HashDevice(self.slots)
         self.preparing: list[Picture] = []
@@ -194,6 +200,12 @@ class Simulation:
         self.answers[request.id] = [] if request.score_from is not None else forced_after(request, [])
         if self.answers[request.id]:
             self.scheduler.append(seq, self.answers[request.id])
+
+    def _check_whole(self, plan: SchedulerOutput) -> None:
+        for chunk in plan.chunks:
+            seq = self.scheduler.get(chunk.sequence_id)
+            assert seq is not None
+            assert [seq.spans.clamp(edge) for edge in (chunk.start, chunk.stop)] == [chunk.start, chunk.stop]
 
     def abort(self, request_id: str) -> None:
         seq = self.scheduler.get(request_id)
@@ -206,6 +218,8 @@ class Simulation:
         while self.preparing and (self.random.random() < 0.5 or not self.scheduler.has_running):
             self._finish(self.preparing.pop())
         plan = self.scheduler.schedule()
+        if self.whole_pictures:
+            self._check_whole(plan)
         self.preparing += plan.prepare
         for sequence_id, token in self._execute(plan).items():
             seq = self.scheduler.get(sequence_id)

@@ -187,6 +187,15 @@ def test_a_request_with_more_pictures_than_the_encoder_cache_holds_still_runs() 
     assert simulation.scheduler.encoder_cache.bytes_used <= 8
 
 
+@pytest.mark.parametrize("step_tokens", [1, 4, 5, 7, 64])
+def test_a_picture_whose_tokens_see_each_other_is_never_cut(step_tokens: int) -> None:
+    """Though it has more tokens than a step takes."""
+    config = dataclasses.replace(CONFIG, step_tokens=step_tokens)
+    simulation = Simulation(config, 128, whole_pictures=True)
+    cat, dog = make_picture("cat", 9), make_picture("dog", 4)
+    finished(simulation, request("a", [*SYSTEM, cat, dog, 11, cat]), request("b", [cat, 1, dog, 2, 3]))
+
+
 def test_a_second_request_with_the_same_id_is_refused() -> None:
     scheduler = Scheduler(CONFIG, num_slots=16, row_bytes=1)
     prompt = make_prompt([1, 2])
@@ -234,6 +243,7 @@ def play_mix(seed: int, slots: int, step_tokens: int) -> int:
         broken=frozenset({broken.content}),
         tier_slots=rng.choice([0, 40, 400]),
         damage=rng.choice([0.0, 0.0, 0.3]),
+        whole_pictures=rng.random() < 0.3,
     )
     requests = {}
     for i in range(rng.randint(2, 14)):

@@ -120,4 +120,4 @@ def test_others_are_refused_by_name() -> None:
         check_row_width(8, 16)
     with pytest.raises(CheckpointError, match="mrope_section with 3 parts"):
         check_axes(decoder_config(VICUNA_IN_LLAVA), 3)
-    assert TEXT_DEFAULTS.keys() <= KINDS.keys()
+    assert TEXT_DEFAULTS.keys() - KINDS.keys() == {"cohere2", "gemma3_text", "glm4v_text"}  # transformers computes them

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from mmserve.checkpoint import FAMILIES, TEXT_FAMILIES, Checkpoint
+from mmserve.checkpoint import FAMILIES, GENERAL, TEXT_FAMILIES, Checkpoint
 from mmserve.config import Limits
 from mmserve.errors import ConfigError, InvalidField, UnsupportedPicture
 from mmserve.models.families import BUILDERS
@@ -130,6 +130,6 @@ def test_plain_positions_count_every_token(builder: PromptBuilder) -> None:
 
 
 def test_every_family_has_both_halves(checkpoint: Checkpoint) -> None:
-    assert set(LAYOUTS) == set(BUILDERS) == set(FAMILIES.values()) >= TEXT_FAMILIES
+    assert set(LAYOUTS) == set(BUILDERS) == {*FAMILIES.values(), GENERAL} > TEXT_FAMILIES
     with pytest.raises(ConfigError, match="gpt5_vl"):
         layout_for(dataclasses.replace(checkpoint, family="gpt5_vl"))
