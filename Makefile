@@ -28,7 +28,7 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.ready-dev chromium
-	$(BIN)/pytest -m "not gpu and not proof" -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu and not proof" -q -n 2 --dist loadfile
 
 # Each proof's output replaces the one in docs/proofs; docs/proofs.md says what they show.
 proof: SHELL := bash -o pipefail

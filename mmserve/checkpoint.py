@@ -85,6 +85,7 @@ TEXT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 """Fields of a language model that published files leave out where they are transformers' defaults, by model_type."""
 
 NOT_SERVED: Mapping[str, str] = {
+    "CogAgentForCausalLM": "they have a second tower for screens; choose a CogVLM or a CogVLM2",
     "Qwen3VLMoeForConditionalGeneration": "they are mixtures of experts; choose a dense Qwen3-VL (2B, 4B, 8B, 32B)",
 }
 """Architectures whose kin are served, and why they themselves are not."""
