@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import httpx
 import pytest
@@ -17,6 +19,7 @@ from tests.web.fakes import FakeEngine, Step, png, say
 from tests.web.operations.reading import Metric, read
 from web.operations.catalogue import CATALOGUE, PREFIX, engine_families
 from web.operations.exposition import CONTENT_TYPE
+from web.operations.metrics import ServiceMetrics
 
 pytestmark = pytest.mark.anyio
 
@@ -120,3 +123,20 @@ def test_usage_counts_what_cannot_be_evicted() -> None:
     found = {family.name: family.samples for family in engine_families(stats)}
     assert found[PREFIX + "kv_cache_usage_perc"][0].value == 0.5
     assert found[PREFIX + "num_used_tokens"][0].value == 50
+
+
+def test_the_guide_lists_every_metric_and_no_other() -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "service.md").read_text(encoding="utf-8")
+    table = guide.partition("### Metrics")[2].partition("### Log")[0]
+    listed: set[str] = set()
+    for cell in re.findall(
+        r"`([a-z_0-9{},]+)`", "".join(row.split("|")[2] for row in table.splitlines() if "|" in row)
+    ):
+        before, brace, rest = cell.partition("{")
+        inside, _, after = rest.partition("}")
+        listed |= {before + middle + after for middle in inside.split(",")} if brace and after else {before}
+    shown = re.findall(r"# TYPE (\S+) ", ServiceMetrics().text({}, model="m", version="0", ready=True))
+    real = {*shown, *(PREFIX + entry.name for entry in CATALOGUE)}
+    real |= {family.name for family in ServiceMetrics().families()}
+    values = {"stop", "length", "abort", "refused", "error", "system", "picture", "history"}
+    assert listed - values == {name.removeprefix(PREFIX) for name in real}
