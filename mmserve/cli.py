@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import dataclasses
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -24,7 +23,6 @@ from mmserve.cli_backend import (
     add_address,
     add_backend,
     add_engine,
-    add_model,
     backend_client,
     listening,
     local_service,
@@ -32,8 +30,11 @@ from mmserve.cli_backend import (
 )
 from mmserve.cli_caption import add_caption, run_caption
 from mmserve.cli_chat import add_chat, run_chat
+from mmserve.cli_config import apply_settings
+from mmserve.cli_log import configure_logging
 from mmserve.cli_models import add_models, run_models
 from mmserve.cli_options import add_constraint, add_detail, constraint_of, detail_of
+from mmserve.cli_serve import add_serve, run_serve
 from mmserve.client import Answer, AnswerNotValid, AsyncClient, Options
 from mmserve.errors import ConfigError, MMServeError
 
@@ -43,10 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before torch loads: OpenMP's threads otherwise spin at their barriers, and where the cores also serve HTTP (or
     # anybody else) a step then takes ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    arguments = build_parser().parse_args(argv)
-    logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
-    command: Callable[[argparse.Namespace], int] = arguments.command
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
     try:
+        if "settings" in arguments:
+            apply_settings(arguments.settings, arguments.config, os.environ)
+            arguments = parser.parse_args(argv)
+        configure_logging(arguments.log_level, getattr(arguments, "log_format", "text"))
+        command: Callable[[argparse.Namespace], int] = arguments.command
         return command(arguments)
     except MMServeError as error:
         print(f"mmserve: {error}", file=sys.stderr)
@@ -66,10 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mmserve {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    serve = _command(commands, "serve", run_serve, "serve the page and the API")
-    add_model(serve)
-    add_engine(serve)
-    add_address(serve)
+    add_serve(_command(commands, "serve", run_serve, "serve the page and the API"))
 
     ask = _command(commands, "ask", run_ask, "ask one question about one or several pictures")
     ask.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="picture files, in order")
@@ -113,11 +115,6 @@ def _command(
 # -- commands ---------------------------------------------------------------------------------------------------
 
 
-def run_serve(arguments: argparse.Namespace) -> int:
-    asyncio.run(_serve(arguments))
-    return 0
-
-
 def run_demo(arguments: argparse.Namespace) -> int:
     asyncio.run(_demo(arguments))
     return 0
@@ -139,12 +136,6 @@ def run_ask(arguments: argparse.Namespace) -> int:
         print(f"mmserve: the answer is not all that was asked for: {'; '.join(kept.relaxed)}", file=sys.stderr)
         return 1
     return 0
-
-
-async def _serve(arguments: argparse.Namespace) -> None:
-    async with local_service(arguments) as service, listening(service, arguments) as (server, url):
-        print(f"mmserve: {service.model.name} is served at {url}", file=sys.stderr)
-        await until_stopped(server)
 
 
 async def _demo(arguments: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import os
 import socket
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from mmserve import __version__
 from mmserve.client import AsyncClient
 from mmserve.config import EngineConfig, Limits
 from mmserve.errors import ConfigError
@@ -21,13 +23,17 @@ from mmserve.registry import load_registry
 
 if TYPE_CHECKING:
     import uvicorn
+    from starlette.types import ASGIApp
 
+    from mmserve.checkpoint import Checkpoint
+    from mmserve.engine.engine import Engine
     from web.service import Service
 
 DEFAULT_MODEL = "pocket-vl"
+_CLOSING_SECONDS = 3
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
@@ -48,7 +54,7 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
     engine, limits = EngineConfig(), Limits()
-    group = parser.add_argument_group("engine and limits")
+    group = parser.add_argument_group("engine")
     group.add_argument("--device", default=engine.device, help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     group.add_argument("--dtype", default=engine.dtype, help="auto, float32, bfloat16, float16 (%(default)s)")
     group.add_argument(
@@ -61,8 +67,12 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-running", type=int, default=engine.max_running, help="default: %(default)s requests")
     group.add_argument("--step-tokens", type=int, default=engine.step_tokens, help="tokens in a step (%(default)s)")
     group.add_argument("--kv-slots", type=int, help="tokens that the KV cache holds (default: what memory allows)")
+    group.add_argument(
+        "--memory-fraction", type=float, default=engine.memory_fraction, help="of a GPU's free memory (%(default)s)"
+    )
     group.add_argument("--tier-bytes", type=int, default=1 << 30, help="second cache tier, 0 for none (%(default)s)")
     group.add_argument("--tier-folder", help="where a CPU's second tier has its file (default: the temporary folder)")
+    group = parser.add_argument_group("limits")
     group.add_argument("--max-queue", type=int, default=limits.max_queue, help="requests at once (%(default)s)")
     group.add_argument("--max-pictures", type=int, default=limits.max_pictures, help="per request (%(default)s)")
     group.add_argument("--max-captions", type=int, default=limits.max_captions, help="per request (%(default)s)")
@@ -71,7 +81,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-picture-pixels", type=int, default=limits.max_picture_pixels, help="default: %(default)s")
 
 
-def add_address(parser: argparse.ArgumentParser) -> None:
+def add_address(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s; 0.0.0.0 serves other machines too")
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0 takes a free one")
 
@@ -94,7 +104,9 @@ async def backend_client(arguments: argparse.Namespace) -> AsyncIterator[AsyncCl
 @asynccontextmanager
 async def local_service(arguments: argparse.Namespace) -> AsyncIterator[Service]:
     """The model loaded and its engine running, until the block ends."""
-    checkpoint = load_registry().resolve(arguments.model, offline=getattr(arguments, "offline", False))
+    # In threads, here and below: whoever listens already goes on answering, if only that the model is loading.
+    offline = getattr(arguments, "offline", False)
+    checkpoint = await asyncio.to_thread(lambda: load_registry().resolve(arguments.model, offline=offline))
     if arguments.max_model_len is not None:
         if not 1 < arguments.max_model_len <= checkpoint.max_model_len:
             raise ConfigError(f"--max-model-len must be 2 to {checkpoint.max_model_len} for {checkpoint.name}")
@@ -106,6 +118,7 @@ async def local_service(arguments: argparse.Namespace) -> AsyncIterator[Service]
         max_running=arguments.max_running,
         step_tokens=arguments.step_tokens,
         kv_slots=arguments.kv_slots,
+        memory_fraction=arguments.memory_fraction,
         tier_bytes=arguments.tier_bytes,
         tier_folder=arguments.tier_folder,
     )
@@ -117,48 +130,86 @@ async def local_service(arguments: argparse.Namespace) -> AsyncIterator[Service]
         max_queue=arguments.max_queue,
         max_kept_bytes=arguments.max_kept_bytes,
     )
+    engine = await asyncio.to_thread(_build, checkpoint, config)
     # Imported here: they bring torch, which the commands that only talk to a server never need.
-    from mmserve.engine.build import build_engine
     from mmserve.engine.local import LocalEngineClient
     from mmserve.grammar.judging import JudgeProcess
     from mmserve.prompt import PromptBuilder
+    from web.operations.metrics import ServiceMetrics
+    from web.operations.observed import ObservedEngine
+    from web.operations.tracing import start_tracing
     from web.service import ServedModel, Service
 
-    engine = build_engine(checkpoint, config)
+    name = getattr(arguments, "served_model_name", None) or checkpoint.name
     card = checkpoint.path / "README.md"
     examples = Path(__file__).parent / "assets" / "examples"
     client = LocalEngineClient(engine, max_queue=limits.max_queue)
+    metrics = ServiceMetrics()
     judge = JudgeProcess()
     try:
+        prompts = await asyncio.to_thread(PromptBuilder, checkpoint, limits)
+        tracing = start_tracing(name, __version__, getattr(arguments, "otlp_traces_endpoint", None))
         yield Service(
             model=ServedModel(
-                checkpoint.name,
+                name,
                 checkpoint.description,
                 card.read_text(encoding="utf-8") if card.is_file() else "",
                 family=checkpoint.family,
             ),
-            prompts=PromptBuilder(checkpoint, limits),
-            engine=client,
+            prompts=prompts,
+            engine=ObservedEngine(client, metrics, tracing),
             max_model_len=engine.max_model_len,
             limits=limits,
             sampling=checkpoint.sampling,
             examples=examples if checkpoint.name == DEFAULT_MODEL else None,
             judge=judge,
+            metrics=metrics,
+            tracing=tracing,
         )
     finally:
         judge.close()
         await client.close()
 
 
+def _build(checkpoint: Checkpoint, config: EngineConfig) -> Engine:
+    from mmserve.engine.build import build_engine
+
+    return build_engine(checkpoint, config)
+
+
 @asynccontextmanager
 async def listening(service: Service, arguments: argparse.Namespace) -> AsyncIterator[tuple[uvicorn.Server, str]]:
     """The server accepting connections, and its URL. Raises ``ConfigError`` where it cannot listen."""
-    import uvicorn
-
     from web.app import create_app
 
+    async with accepting(create_app(service), arguments) as found:
+        yield found
+
+
+@asynccontextmanager
+async def accepting(
+    app: ASGIApp, arguments: argparse.Namespace, *, own_signals: bool = False
+) -> AsyncIterator[tuple[uvicorn.Server, str]]:
+    """``listening``, for any application. With ``own_signals`` the caller handles them, not uvicorn.
+
+    What is under way when the block ends has ``_CLOSING_SECONDS`` left where the caller handles signals.
+    """
+    import uvicorn
+
     listener = _listener(arguments.host, arguments.port)
-    server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="warning", lifespan="off"))
+    grace = _CLOSING_SECONDS if own_signals else None
+    settings = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=grace,
+    )
+    server = uvicorn.Server(settings)
+    if own_signals:
+        server.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
     task = asyncio.create_task(server.serve([listener]))
     while not server.started and not task.done():
         await asyncio.sleep(0.01)

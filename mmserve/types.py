@@ -281,11 +281,24 @@ class ConstraintReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Stages:
+    """When a request passed the engine's stages, in seconds of the machine's monotonic clock.
+
+    It waited from ``added`` to ``admitted``, when its first tokens were planned. ``encoding`` is from the first to the
+    last work on those of its pictures whose rows were made meanwhile, ``None`` where none were.
+    """
+
+    added: float
+    admitted: float
+    encoding: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEvent:
     """What one step adds to a request.
 
     The last event of a request, and only that, has ``error``, or ``usage`` and a ``finish_reason``: ``"stop"`` or
-    ``"length"``; and a ``constraint`` where the request has one.
+    ``"length"``; and a ``constraint`` where the request has one, and its ``stages`` where the engine has noted them.
     ``text`` may be empty: bytes of an unfinished character and the possible start of a stop string are held back.
     """
 
@@ -297,6 +310,7 @@ class TokenEvent:
     usage: Usage | None = None
     error: MMServeError | None = None
     constraint: ConstraintReport | None = None
+    stages: Stages | None = None
 
     @property
     def last(self) -> bool:

@@ -7,10 +7,12 @@ from fastapi import FastAPI
 from mmserve import __version__
 from web.errors import install_error_handlers
 from web.middleware import Guard
+from web.operations.access import Access
 from web.routes.captions import captions_router
 from web.routes.chat import chat_router
 from web.routes.decisions import decisions_router
 from web.routes.health import health_router
+from web.routes.metrics import metrics_router
 from web.routes.models import models_router
 from web.routes.native import native_router
 from web.routes.page import add_page
@@ -25,6 +27,7 @@ def create_app(service: Service) -> FastAPI:
     FastAPI's documentation pages load their scripts from elsewhere, so they are off; ``/openapi.json`` is on.
     """
     app = FastAPI(title="mmserve", version=__version__, docs_url=None, redoc_url=None)
+    app.add_middleware(Access, metrics=service.metrics, tracing=service.tracing)
     app.add_middleware(Guard)
     install_error_handlers(app)
     app.include_router(vqa_router(service))
@@ -35,5 +38,6 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(native_router(service))
     app.include_router(models_router(service))
     app.include_router(health_router(service, __version__))
+    app.include_router(metrics_router(service, __version__))
     add_page(app, service)
     return app

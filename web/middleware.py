@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import uuid
 from collections.abc import Mapping
 
@@ -25,11 +26,20 @@ _HEADERS: Mapping[str, str] = {
 }
 
 
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
 def request_id(request: Request) -> str:
-    """The id that :class:`Guard` gave this request: 32 hexadecimal digits."""
+    """The id that :class:`Guard` gave this request: 32 hexadecimal digits, never a caller's."""
     value = request.scope["state"]["request_id"]
     assert isinstance(value, str)
     return value
+
+
+def _shown_id(scope: Scope, identity: str) -> str:
+    """What the response and the log call the request: the id that came with it, where it is one and harmless."""
+    sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"]
+    return sent[0] if len(sent) == 1 and _SANE_ID.fullmatch(sent[0]) else identity
 
 
 class Guard:
@@ -43,7 +53,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         identity = uuid.uuid4().hex
-        scope["state"] = {**scope.get("state", {}), "request_id": identity}
+        shown = _shown_id(scope, identity)
+        scope["state"] = {**scope.get("state", {}), "request_id": identity, "shown_id": shown}
         started = False
 
         async def send_with_headers(message: Message) -> None:
@@ -51,7 +62,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 started = True
                 headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = identity
+                headers["X-Request-Id"] = shown
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
@@ -59,7 +70,7 @@ class Guard:
         try:
             await self._app(scope, receive, send_with_headers)
         except Exception:
-            logger.exception("request %s failed: %s %s", identity, scope["method"], scope["path"])
+            logger.exception("request %s (%s) failed: %s %s", shown, identity, scope["method"], scope["path"])
             if started:
                 raise  # the status is gone; the server closes the connection so that the break is seen
-            await error_response(internal_error(identity))(scope, receive, send_with_headers)
+            await error_response(internal_error(shown))(scope, receive, send_with_headers)

@@ -11,10 +11,12 @@ from mmserve.config import Limits
 from mmserve.engine.client import EngineClient
 from mmserve.errors import ModelNotFound
 from mmserve.types import Message, Prompt, SamplingParams
+from web.operations.metrics import ServiceMetrics
 from web.pictures import PictureShelf
 
 if TYPE_CHECKING:
     from mmserve.grammar.spec import Constraint
+    from web.operations.tracing import Tracing
 
 Judge: TypeAlias = "Callable[[Constraint, str], bool | None]"
 """Whether a finished text keeps a constraint; ``None`` where it cannot tell. May take milliseconds."""
@@ -77,7 +79,8 @@ class Service:
     ``sampling`` is what a request that says nothing gets. ``max_model_len`` is in tokens, prompt and answer together.
     ``examples`` is a folder with ``examples.json`` and the pictures it names, or ``None``.
     An upload that stands still for ``upload_idle_seconds`` is refused. ``judge`` is asked about answers whose
-    constraint was not enforced exactly.
+    constraint was not enforced exactly. ``metrics`` is what ``/metrics`` shows; requests are timed where ``engine``
+    is an ``ObservedEngine`` over it.
     """
 
     model: ServedModel
@@ -89,6 +92,8 @@ class Service:
     examples: Path | None = None
     upload_idle_seconds: float = 30.0
     judge: Judge = judge_text
+    metrics: ServiceMetrics = field(default_factory=ServiceMetrics, repr=False, compare=False)
+    tracing: Tracing | None = field(default=None, repr=False, compare=False)
     shelf: PictureShelf = field(init=False, repr=False, compare=False)
     """The pictures that callers sent once; a copy with other settings has an empty one."""
 

@@ -21,6 +21,7 @@ class EncoderCache:
         self._bytes = 0
         self._bytes_held = 0
         self._dropped: list[ContentHash] = []
+        self.evicted_pictures = 0
 
     def __contains__(self, content: ContentHash) -> bool:
         return content in self._sizes
@@ -67,6 +68,7 @@ class EncoderCache:
             return
         for content in [c for c in self._sizes if c not in self._holds]:
             self.discard(content)
+            self.evicted_pictures += 1
             if self._bytes <= capacity:
                 return
 

@@ -5,6 +5,7 @@ Single threaded but for the pool that decodes pictures; ``mmserve.engine.local``
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,7 @@ from mmserve.engine.runner import Masks, RunnerOutput
 from mmserve.engine.sampler import RowLogprobs
 from mmserve.engine.scheduler import Scheduler
 from mmserve.engine.sequence import Sequence
+from mmserve.engine.stages import StageClock
 from mmserve.errors import MMServeError
 from mmserve.grammar.compiler import CompiledGrammar, GrammarCompiler
 from mmserve.grammar.lowered import JsonStyle
@@ -100,6 +102,7 @@ class Engine:
         self._streams: dict[str, OutputStream] = {}
         self._sheets: dict[str, ScoreSheet] = {}
         self._grammars: dict[str, GrammarState] = {}
+        self._stages = StageClock()
         self._compiler = GrammarCompiler(vocabulary, threads=config.grammar_threads, json_style=json_style)
         self._masks = MaskFiller(vocabulary.mask_words, config.grammar_threads)
         self._threads = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="mmserve-decode")
@@ -128,6 +131,7 @@ class Engine:
         state = self._new_state(request, grammar) if grammar is not None else None
         positions, next_position = self._positions(request.prompt)
         seq = self.scheduler.add(request, positions, next_position)
+        self._stages.added(seq.id, request.prompt)
         try:
             if request.score_from is not None:
                 self._sheets[seq.id] = self._outputs.new_sheet(seq)
@@ -156,6 +160,7 @@ class Engine:
         """One turn of the loop. ``wait`` blocks for a picture's decoding when nothing else can be done."""
         events = self._collect_pictures(wait=False)
         plan = self.scheduler.schedule()
+        self._stages.planned(plan)
         for picture in plan.prepare:
             self._prepare(picture)
         self.idle = not (plan.for_device or plan.prepare or events or self.scheduler.has_running)
@@ -191,9 +196,12 @@ class Engine:
             if masks is not None:
                 masks.settle()
             log.exception("a step failed; the requests in it are ended")
+            for content in plan.encode:
+                self._stages.dropped(content)
             failure = MMServeError(f"the engine failed while computing this request: {type(error).__name__}")
             return [self._fail(seq, failure) for seq in self.scheduler.execution_failed(plan)]
         self.scheduler.update(plan, output.damaged)
+        self._stages.executed(plan)
         if output.times is not None:
             self.scheduler.observe(output.times)
         events = self._take_scores(plan, output)
@@ -245,6 +253,7 @@ class Engine:
             if event.constraint is not None:
                 counters.forced_tokens += event.constraint.forced_tokens
                 counters.closed_early += event.constraint.closed_early
+            event = dataclasses.replace(event, stages=self._stages.end(seq.id))
             self._end(seq)
         return event
 
@@ -282,6 +291,7 @@ class Engine:
                 return events
             wait = False
             if future.cancelled():
+                self._stages.dropped(content)
                 continue
             error = future.exception()
             if error is None:
@@ -291,6 +301,7 @@ class Engine:
             if not isinstance(error, MMServeError):
                 log.error("a picture could not be prepared", exc_info=error)
                 error = MMServeError(f"the engine failed while decoding a picture: {type(error).__name__}")
+            self._stages.dropped(content)
             events += [self._fail(seq, error) for seq in self.scheduler.preparation_failed(content)]
 
     def _fail(self, seq: Sequence, error: MMServeError) -> TokenEvent:
@@ -300,6 +311,7 @@ class Engine:
 
     def _end(self, seq: Sequence) -> None:
         self.scheduler.end(seq)
+        self._stages.end(seq.id)
         self._streams.pop(seq.id, None)
         self._sheets.pop(seq.id, None)
         self._grammars.pop(seq.id, None)

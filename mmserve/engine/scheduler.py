@@ -230,6 +230,7 @@ class Scheduler:
             "encoder_cache_bytes": self.encoder_cache.bytes_used,
             "encoder_cache_held_bytes": self.encoder_cache.bytes_held,
             "encoder_cache_pictures": len(self.encoder_cache),
+            "evicted_pictures": self.encoder_cache.evicted_pictures,
             "pictures_in_work": len(self._work),
             "tier_slots_total": self.tier.pool.size if self.tier else 0,
             "tier_slots_cached": self.tier.tree.cached_tokens if self.tier else 0,

@@ -23,6 +23,7 @@ def test_the_least_recently_held_is_dropped_first() -> None:
     assert c("a") in cache
     assert c("c") in cache
     assert cache.take_dropped() == ()
+    assert cache.evicted_pictures == 1
     cache.check()
 
 

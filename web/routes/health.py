@@ -17,10 +17,16 @@ def health_router(service: Service, version: str) -> APIRouter:
     @router.head("/health", include_in_schema=False, response_model=None)
     @router.get("/health", response_model=None)
     async def health() -> Response:
-        """200 when questions can be answered; 503 while the model loads, and when its engine has ended."""
+        """200 when questions can be answered; 503 while the model loads, in a drain, and when the engine has ended."""
         if service.engine.ready:
             return JSONResponse({"status": "ok"})
         return JSONResponse({"status": "unavailable"}, 503, {"Retry-After": "5"})
+
+    @router.head("/live", include_in_schema=False, response_model=None)
+    @router.get("/live", response_model=None)
+    async def live() -> Response:
+        """200 as long as the process answers at all, while the model loads too: restart it where this fails."""
+        return JSONResponse({"status": "ok"})
 
     @router.get("/get_server_info", include_in_schema=False)
     @router.get("/server_info")
