@@ -52,6 +52,9 @@ class PromptBuilder(Protocol):
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """The text of tokens; with ``special``, special tokens are spelled out."""
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for; nothing for an id that belongs to no token."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
