@@ -9,6 +9,7 @@ from web.errors import install_error_handlers
 from web.middleware import Guard
 from web.routes.captions import captions_router
 from web.routes.chat import chat_router
+from web.routes.completions import completions_router
 from web.routes.decisions import decisions_router
 from web.routes.health import health_router
 from web.routes.models import models_router
@@ -31,6 +32,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(captions_router(service))
     app.include_router(pictures_router(service))
     app.include_router(chat_router(service))
+    app.include_router(completions_router(service))
     app.include_router(decisions_router(service))
     app.include_router(native_router(service))
     app.include_router(models_router(service))

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from mmserve.errors import EngineUnavailable, InvalidField
+from mmserve.errors import EngineUnavailable
 from mmserve.types import Prompt, SamplingParams, TokenEvent
 from mmserve.types import Request as EngineRequest
 from web.constraints import Verdict, Wanted, chat_choice, chat_extra, constraint_of, naming, verdict_on
@@ -104,7 +104,7 @@ def _prepare(service: Service, body: bytes) -> tuple[ChatRequest, _Job]:
     service.find_model(asked.model)
     wanted, toolbox = asked.wanted(), asked.toolbox()
     sampling = asked.sampling(service.sampling)
-    check_bias(service, sampling)
+    service.check_bias(sampling)
     turns = turns_of(chat_messages(asked, service.shelf), toolbox)
     messages, text = turns.messages, ""
     if asked.continue_final_message:
@@ -196,13 +196,6 @@ class _Choice:
 
     def _entry(self, delta: dict[str, Any], finish: str | None = None, logprobs: object = None) -> dict[str, Any]:
         return {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-
-
-def check_bias(service: Service, sampling: SamplingParams) -> None:
-    """Raises ``InvalidField`` for a biased id that belongs to no token."""
-    for id_, _ in sampling.logit_bias:
-        if not service.prompts.token_bytes(id_):
-            raise InvalidField(f"logit_bias has {id_}, which is no token of {service.model.name}", param="logit_bias")
 
 
 def _description() -> dict[str, Any]:
