@@ -16,6 +16,7 @@ from web.routes.models import models_router
 from web.routes.native import native_router
 from web.routes.page import add_page
 from web.routes.pictures import pictures_router
+from web.routes.responses import responses_router
 from web.routes.vqa import vqa_router
 from web.service import Service
 
@@ -33,6 +34,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(pictures_router(service))
     app.include_router(chat_router(service))
     app.include_router(completions_router(service))
+    app.include_router(responses_router(service))
     app.include_router(decisions_router(service))
     app.include_router(native_router(service))
     app.include_router(models_router(service))

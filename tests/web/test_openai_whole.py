@@ -155,3 +155,60 @@ def test_a_schema_that_cannot_be_kept_is_refused(api: openai.OpenAI) -> None:
     with pytest.raises(openai.UnprocessableEntityError) as error:
         ask(api, tools=[{"type": "function", "function": bad}])
     assert error.value.param == "tools"
+
+
+def test_a_completion_scores_its_prompt_and_goes_on(api: openai.OpenAI, service: Service) -> None:
+    ids = service.prompts.build_text("The color is", ()).token_ids.tolist()
+    by_text, by_ids = (
+        api.completions.create(model="default", prompt=prompt, echo=True, logprobs=2, max_tokens=4, temperature=0)
+        for prompt in ("The color is", ids)
+    )
+    assert by_text.choices[0].text == by_ids.choices[0].text
+    logprobs = by_text.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.token_logprobs is not None
+    assert logprobs.token_logprobs[0] is None
+    assert len(logprobs.token_logprobs) == len(ids) + by_text.usage.completion_tokens
+    scored = api.completions.create(model="default", prompt="The color is", echo=True, logprobs=2, max_tokens=0)
+    assert scored.choices[0].logprobs is not None
+    assert scored.choices[0].logprobs.token_logprobs is not None
+    assert scored.choices[0].logprobs.token_logprobs[1:] == pytest.approx(
+        logprobs.token_logprobs[1 : len(ids)], abs=1e-3
+    )
+
+
+def test_a_response_sees_a_picture_and_the_next_one_remembers(api: openai.OpenAI) -> None:
+    question: list[Any] = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "input_image", "image_url": URI, "detail": "auto"},
+                {"type": "input_text", "text": "What color is the triangle?"},
+            ],
+        }
+    ]
+    first = api.responses.create(model="default", input=question, temperature=0)
+    assert first.output_text == "black"
+    with api.responses.stream(model="default", input=question, temperature=0) as stream:
+        assert stream.get_final_response().output_text == "black"
+    second = api.responses.create(
+        model="default", input="What color is the triangle?", previous_response_id=first.id, temperature=0
+    )
+    assert second.usage is not None
+    assert second.usage.input_tokens_details.cached_tokens >= 16  # the picture's
+
+
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+def test_a_response_calls_and_keeps_its_schema(api: openai.OpenAI, temperature: float) -> None:
+    tools: list[Any] = [{"type": "function", "name": "report", "parameters": SCHEMA, "strict": True}]
+    with api.responses.stream(
+        model="default", input="Report.", tools=tools, tool_choice="required", temperature=temperature,
+        max_output_tokens=100,
+    ) as stream:  # fmt: skip
+        response = stream.get_final_response()
+    for call in response.output:
+        assert call.type == "function_call"
+        validate(json.loads(call.arguments), SCHEMA)
+    format_: Any = {"format": {"type": "json_schema", "name": "r", "schema": SCHEMA, "strict": True}}
+    answer = api.responses.create(model="default", input="Report.", text=format_, temperature=temperature)
+    validate(json.loads(answer.output_text), SCHEMA)
