@@ -305,3 +305,16 @@ def test_what_is_no_call_is_text() -> None:
 def test_the_end_of_a_call_is_told() -> None:
     pieces = read(NOW)
     assert [type(piece) for piece in pieces] == [CallBegun, ArgumentsSaid, CallEnded]
+
+
+async def test_words_of_refusal_in_the_history_are_words(client: httpx.AsyncClient, prompts: FakePrompts) -> None:
+    refused = {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
+    assert (await chat(client, user(text("Say it.")), refused, user(text("Why?")))).status_code == 200
+    assert prompts.built[-1][1] == Message("assistant", (TextPart("No."),))
+
+
+async def test_a_turn_that_ends_in_calls_is_not_continued(client: httpx.AsyncClient) -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+    last = {"role": "assistant", "content": "I look.", "tool_calls": [call]}
+    response = await chat(client, user(text("Time?")), last, tools=TOOLS, continue_final_message=True)
+    error_of(response, 400, "invalid_field", "continue_final_message")
