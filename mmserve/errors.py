@@ -9,6 +9,7 @@
     │   ├── InvalidField             a field is missing, unknown or out of its range
     │   ├── PromptTooLong            the prompt and its answer do not fit the model's context
     │   ├── ModelNotFound            the named model is not served here
+    │   ├── ResponseNotKept          the named response is not kept here, or not any more
     │   ├── ConstraintError          what the answer should look like
     │   │   ├── InvalidConstraint    is not a well-formed schema, pattern or grammar, or too large
     │   │   ├── UnsupportedConstraint  cannot be enforced; names the keyword and its place
@@ -82,6 +83,10 @@ class PromptTooLong(RequestError):
 
 class ModelNotFound(RequestError):
     code = "model_not_found"
+
+
+class ResponseNotKept(RequestError):
+    code = "response_not_kept"
 
 
 class ConstraintError(RequestError):

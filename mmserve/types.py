@@ -157,13 +157,15 @@ class Prompt:
 class SamplingParams:
     """How tokens are chosen. Validated on construction; raises ``InvalidField``.
 
-    Applied to the logits in this order: repetition, presence and frequency penalties; ``min_tokens``;
+    Applied to the logits in this order: repetition, presence and frequency penalties; ``logit_bias``; ``min_tokens``;
     ``temperature``; ``top_k``; ``top_p``; ``min_p``. ``temperature=0`` is greedy. ``top_k=0`` and ``max_tokens=None``
     mean "no limit" (the context length still holds). ``seed=None`` lets the engine draw one.
     Log-probabilities are of the model's own distribution, before penalties and temperature;
     ``logprobs=None`` is off, ``0`` only the chosen token, ``n`` also the ``n`` best.
     With ``skip_special_tokens=False`` the text has special tokens by their names, but for the one that ends the answer:
     Qwen-VL writes boxes between ``<|box_start|>`` and ``<|box_end|>``.
+    ``logit_bias`` are ``(token id, number)`` pairs, each id once; the number is added to the token's logit, also where
+    decoding is greedy. An id outside the vocabulary has no effect.
     """
 
     max_tokens: int | None = None
@@ -181,6 +183,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     skip_special_tokens: bool = True
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         for name, low, high in _SAMPLING_RANGES:
@@ -193,6 +196,20 @@ class SamplingParams:
             raise InvalidField("a stop string must not be empty", param="stop")
         if len(self.stop) > 16:
             raise InvalidField(f"at most 16 stop strings are allowed, got {len(self.stop)}", param="stop")
+        self._check_bias()
+
+    def _check_bias(self) -> None:
+        if len(self.logit_bias) > MAX_BIASES:
+            raise InvalidField(
+                f"at most {MAX_BIASES} tokens may have a bias, got {len(self.logit_bias)}", param="logit_bias"
+            )
+        for id_, bias in self.logit_bias:
+            if not 0 <= id_ < 2**31:
+                raise InvalidField(f"{id_} is no token id", param="logit_bias")
+            if not -100.0 <= bias <= 100.0:
+                raise InvalidField(f"a bias must be between -100 and 100, got {bias}", param="logit_bias")
+        if len({id_ for id_, _ in self.logit_bias}) < len(self.logit_bias):
+            raise InvalidField("a token has two biases; give each token once", param="logit_bias")
 
     def replace(self, **changes: object) -> SamplingParams:
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
@@ -205,6 +222,9 @@ class SamplingParams:
     def penalised(self) -> bool:
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
 
+
+MAX_BIASES = 1024
+"""How many tokens a request may bias; each costs work at every step."""
 
 _SAMPLING_RANGES = (
     ("max_tokens", 1, 2**31 - 1),

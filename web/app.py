@@ -10,6 +10,7 @@ from web.middleware import Guard
 from web.operations.access import Access
 from web.routes.captions import captions_router
 from web.routes.chat import chat_router
+from web.routes.completions import completions_router
 from web.routes.decisions import decisions_router
 from web.routes.health import health_router
 from web.routes.metrics import metrics_router
@@ -17,6 +18,7 @@ from web.routes.models import models_router
 from web.routes.native import native_router
 from web.routes.page import add_page
 from web.routes.pictures import pictures_router
+from web.routes.responses import responses_router
 from web.routes.vqa import vqa_router
 from web.service import Service
 
@@ -34,6 +36,8 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(captions_router(service))
     app.include_router(pictures_router(service))
     app.include_router(chat_router(service))
+    app.include_router(completions_router(service))
+    app.include_router(responses_router(service))
     app.include_router(decisions_router(service))
     app.include_router(native_router(service))
     app.include_router(models_router(service))

@@ -22,6 +22,7 @@ from mmserve.errors import (
     QueueFull,
     RequestCancelled,
     RequestError,
+    ResponseNotKept,
     UnsupportedConstraint,
     WireError,
 )
@@ -30,6 +31,7 @@ _STATUS: Mapping[type[MMServeError], int] = {
     MMServeError: 500,
     RequestError: 400,
     ModelNotFound: 404,
+    ResponseNotKept: 404,
     PictureTooLarge: 413,
     PictureNotKept: 404,
     UnsupportedConstraint: 422,

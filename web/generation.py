@@ -178,13 +178,14 @@ def image_json(picture: Picture) -> dict[str, Any]:
     return {"width": header.width, "height": header.height, "tokens": picture.rows, "resized": resized}
 
 
-def logprobs_json(logprobs: Iterable[TokenLogprob]) -> dict[str, Any]:
-    """OpenAI's ``logprobs`` object: ``{"content": [...]}``."""
+def logprobs_json(logprobs: Iterable[TokenLogprob], spell: Callable[[int], bytes] | None = None) -> dict[str, Any]:
+    """OpenAI's ``logprobs`` object: ``{"content": [...]}``. ``spell`` gives the bytes of a token that holds part of a
+    character; without it these are null."""
     return {
         "content": [
             {
-                **_token_json(entry.token, entry.logprob),
-                "top_logprobs": [_token_json(token, logprob) for _, token, logprob in entry.top],
+                **_token_json(entry.token_id, entry.token, entry.logprob, spell),
+                "top_logprobs": [_token_json(id_, token, logprob, spell) for id_, token, logprob in entry.top],
             }
             for entry in logprobs
         ]
@@ -196,7 +197,9 @@ def bounded(logprob: float) -> float:
     return logprob if logprob > _LOWEST_LOGPROB else _LOWEST_LOGPROB
 
 
-def _token_json(token: str, logprob: float) -> dict[str, Any]:
+def _token_json(token_id: int, token: str, logprob: float, spell: Callable[[int], bytes] | None) -> dict[str, Any]:
     # A token that holds part of a character has no text of its own, and its bytes are not those of the stand-in.
-    data = None if "\ufffd" in token else list(token.encode("utf-8", "surrogatepass"))
-    return {"token": token, "logprob": bounded(logprob), "bytes": data}
+    data: bytes | None = token.encode("utf-8", "surrogatepass")
+    if "\ufffd" in token:
+        data = None if spell is None else spell(token_id)
+    return {"token": token, "logprob": bounded(logprob), "bytes": None if data is None else list(data)}

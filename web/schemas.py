@@ -10,6 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from mmserve.errors import InvalidField, RequestError, TooManyPictures
 from mmserve.types import Detail, ImagePart, Message, SamplingParams, TextPart
 from web.constraints import Wanted, from_chat, from_form
+from web.openai.refusals import CHAT, refuse
+from web.openai.tools import MAX_TOOLS, Tool, Toolbox, ToolCall, calls_text, toolbox_of
 from web.pictures import PictureShelf
 
 
@@ -98,6 +100,14 @@ def detail_field(error: RequestError) -> str | None:
     return name if name in DetailFields.model_fields else None
 
 
+def bias_said(biases: Mapping[str, float] | None) -> dict[str, object]:
+    """``logit_bias`` as ``SamplingParams`` has it. Raises ``InvalidField`` for a key that is no token id."""
+    for key in biases or ():
+        if not (key.isascii() and key.isdigit() and len(key) <= 10):
+            raise InvalidField(f"the keys of logit_bias are token ids, and {key[:40]!r} is none", param="logit_bias")
+    return {"logit_bias": tuple(sorted((int(key), bias) for key, bias in biases.items()))} if biases else {}
+
+
 class VqaFields(SamplingFields, WordFields, DetailFields):
     """The text fields of ``POST /v1/vqa``. At most one constraint may be asked for."""
 
@@ -155,13 +165,14 @@ def _as_image_url(value: object) -> object:
 
 
 class ContentPart(BaseModel):
-    """One part of a message: text, or a picture as a data URI.
+    """One part of a message: text, a picture as a data URI, or words with which an assistant refused.
 
     The limits in pixels may stand beside ``image_url``, where DashScope has them, or inside.
     """
 
-    type: Literal["text", "image_url"]
+    type: Literal["text", "image_url", "refusal"]
     text: str | None = None
+    refusal: str | None = None
     image_url: Annotated[ImageUrl, BeforeValidator(_as_image_url)] | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
@@ -188,44 +199,46 @@ def _as_parts(value: object) -> object:
 
 
 class ChatMessage(BaseModel):
-    """One turn. ``content`` is a string or a list of parts; only an assistant's may be null."""
+    """One turn. ``content`` is a string or a list of parts; only an assistant's may be null.
+
+    A turn of the role "tool" is the result of the call ``tool_call_id``, which an assistant's turn before it made.
+    """
 
     model_config = ConfigDict(extra="allow")
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[list[ContentPart], BeforeValidator(_as_parts)] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
     @model_validator(mode="after")
     def _has_content(self) -> Self:
         extra = self.model_extra or {}
-        if extra.get("tool_calls") or extra.get("function_call"):
-            raise ValueError("tool calls are not supported yet; leave tool_calls out")
+        if extra.get("function_call") or extra.get("audio"):
+            raise ValueError("function_call and audio are not supported; send tool_calls, or text")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("only an assistant's message has tool_calls")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise ValueError("tool_call_id says which call a message of the role tool answers; the two belong together")
         if not self.content and self.role != "assistant":
             raise ValueError("content is missing or empty; write a string or a list of parts")
         return self
 
 
 class StreamOptions(BaseModel):
-    include_usage: bool = False
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+    @model_validator(mode="after")
+    def _plain(self) -> Self:
+        if self.include_obfuscation:
+            raise ValueError("include_obfuscation is not supported here: leave it out")
+        return self
 
 
-class ChatRequest(SamplingFields, WordFields):
-    """The body of ``POST /v1/chat/completions``; unknown fields are kept in ``model_extra``."""
+class ConstraintFields(WordFields):
+    """Every spelling of a constraint that JSON bodies have; see ``web.constraints``."""
 
-    model_config = ConfigDict(extra="allow")
-
-    messages: list[ChatMessage] = Field(min_length=1)
-    model: str | None = None
-    n: int | None = Field(None, ge=1, le=16)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    cache_salt: str | None = None
-    continue_final_message: bool | None = Field(
-        None,
-        description="Go on writing the last message, an assistant's, instead of starting a new one (vLLM's field).",
-    )
-    add_generation_prompt: bool | None = None
     response_format: dict[str, Any] | None = Field(
         None, description="OpenAI's: text, json_object, json_schema; also structural_tag and regex_schema."
     )
@@ -244,11 +257,41 @@ class ChatRequest(SamplingFields, WordFields):
         """What the answer must look like. Raises a ``ConstraintError`` or ``InvalidField``."""
         return from_chat({name: getattr(self, name) for name in type(self).model_fields})
 
+
+class ChatRequest(SamplingFields, ConstraintFields):
+    """The body of ``POST /v1/chat/completions``; unknown fields are kept in ``model_extra``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    model: str | None = None
+    n: int | None = Field(None, ge=1, le=16)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    cache_salt: str | None = None
+    logit_bias: dict[str, float] | None = Field(None, description="Token id -> what its logit gets, -100 to 100.")
+    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
+    tool_choice: Any = Field(
+        None, description='"none", "auto", "required", or {"type": "function", "function": {"name": ...}}.'
+    )
+    parallel_tool_calls: bool | None = None
+    continue_final_message: bool | None = Field(
+        None,
+        description="Go on writing the last message, an assistant's, instead of starting a new one (vLLM's field).",
+    )
+    add_generation_prompt: bool | None = None
+
     def _said(self) -> dict[str, object]:
         said = super()._said()
         if self.max_completion_tokens is not None:
             said["max_tokens"] = self.max_completion_tokens
-        return said
+        return said | bias_said(self.logit_bias)
+
+    def toolbox(self) -> Toolbox | None:
+        """The tools and how they may be used. Raises ``InvalidField``."""
+        named = [(tool.function, f"tools[{i}].function") for i, tool in enumerate(self.tools or ())]
+        return toolbox_of(named, self.tool_choice, self.parallel_tool_calls)
 
     def refuse_unsupported(self) -> None:
         """Raises ``InvalidField`` for a field that is not supported and whose silent loss would change the answer."""
@@ -258,47 +301,45 @@ class ChatRequest(SamplingFields, WordFields):
                 "(continue_final_message): exactly one of the two",
                 param="add_generation_prompt",
             )
-        for name, value in (self.model_extra or {}).items():
-            if name in _REFUSED and value not in _REFUSED[name]:
-                raise InvalidField(f"{name} is not supported here yet; leave it out", param=name)
+        if self.stream_options is not None and not self.stream:
+            raise InvalidField("stream_options is for streams; set stream, or leave it out", param="stream_options")
+        if self.continue_final_message and self.messages[-1].tool_calls:
+            raise InvalidField(
+                "a message that ends in calls is finished and cannot be continued", param="continue_final_message"
+            )
+        refuse(self.model_extra or {}, CHAT)
 
     def unknown_fields(self) -> list[str]:
         """Fields that have no meaning here and are ignored."""
-        return [name for name in self.model_extra or {} if name not in _REFUSED]
-
-
-_EMPTY: tuple[object, ...] = (None, False, "", [], {})
-_REFUSED: Mapping[str, tuple[object, ...]] = {
-    # name -> the values that ask for nothing
-    "tool_choice": (*_EMPTY, "none", "auto"),
-    "function_call": (*_EMPTY, "none", "auto"),
-    "modalities": (*_EMPTY, ["text"]),
-    "best_of": (*_EMPTY, 1),
-    **dict.fromkeys(
-        (
-            *("tools", "functions", "logit_bias", "audio", "web_search_options"),
-            *("guided_whitespace_pattern", "bad_words", "use_beam_search", "chat_template"),
-        ),
-        _EMPTY,
-    ),
-}
+        return [name for name in self.model_extra or {} if name not in CHAT]
 
 
 def chat_messages(request: ChatRequest, shelf: PictureShelf) -> list[Message]:
-    """The turns with their pictures read. Raises ``InvalidField`` or a ``PictureError`` that names the part."""
+    """The turns with their pictures read, one for one; calls are text, and results have the role "tool".
+
+    Raises ``InvalidField`` or a ``PictureError`` that names the part.
+    """
     messages: list[Message] = []
+    called: set[str] = set()
     pictures = 0
     for i, message in enumerate(request.messages):
         parts: list[TextPart | ImagePart] = []
         for j, part in enumerate(message.content or ()):
-            if part.image_url is None or part.type == "text":
-                parts.append(TextPart(part.text or ""))
+            if part.image_url is None or part.type != "image_url":
+                parts.append(TextPart((part.refusal if part.type == "refusal" else part.text) or ""))
                 continue
             where = f"messages[{i}].content[{j}].image_url"
             pictures += 1
             if pictures > shelf.limits.max_pictures:
                 raise TooManyPictures(f"a request may have at most {shelf.limits.max_pictures} pictures", param=where)
             parts.append(ImagePart(shelf.read(part.image_url.url, where), part.looking(f"{where}.")))
+        if message.tool_calls:
+            called.update(call.id for call in message.tool_calls)
+            parts.append(TextPart(("\n" if parts else "") + calls_text(message.tool_calls)))
+        if message.role == "tool" and message.tool_call_id not in called:
+            raise InvalidField(
+                "tool_call_id names no call of an assistant's message before it", param=f"messages[{i}].tool_call_id"
+            )
         role = "system" if message.role == "developer" else message.role
         messages.append(Message(role, tuple(parts)))
     return messages

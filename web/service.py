@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from mmserve.config import Limits
 from mmserve.engine.client import EngineClient
-from mmserve.errors import ModelNotFound
+from mmserve.errors import InvalidField, ModelNotFound
 from mmserve.types import Message, Prompt, SamplingParams
 from web.operations.metrics import ServiceMetrics
 from web.pictures import PictureShelf
@@ -53,6 +53,9 @@ class PromptBuilder(Protocol):
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """The text of tokens; with ``special``, special tokens are spelled out."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for; nothing for an id that belongs to no token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +111,9 @@ class Service:
         raise ModelNotFound(
             f'no model named "{name[:100]}" is served here; this server has "{self.model.name}"{also}', param="model"
         )
+
+    def check_bias(self, sampling: SamplingParams) -> None:
+        """Raises ``InvalidField`` for a biased id that belongs to no token."""
+        for id_, _ in sampling.logit_bias:
+            if not self.prompts.token_bytes(id_):
+                raise InvalidField(f"logit_bias has {id_}, which is no token of {self.model.name}", param="logit_bias")

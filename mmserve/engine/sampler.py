@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,6 +25,8 @@ FIRST_CANDIDATES = 32
 
 SCORED_ROWS = 64
 """How many rows are scored at a time; ranking a row for its best tokens takes several times its memory."""
+
+FloatArray: TypeAlias = "npt.NDArray[np.float32]"
 
 _NO_MASS = float("-inf")
 _LOWEST_TEMPERATURE = 1e-30
@@ -126,14 +130,15 @@ def _way(params: SamplingParams) -> Callable[[Tensor, Sequence[SamplingRow]], Te
 
 
 def _shape(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    """The logits after penalties and bans: a copy where there are any.
+    """The logits after penalties, biases and bans: a copy where there are any.
 
     Repetition (Keskar et al. 2019, arXiv 1909.05858) counts prompt and output; presence and frequency, as in
     OpenAI's interface, the output alone.
     """
     penalised = [(i, row) for i, row in enumerate(rows) if row.params.penalised]
     banned = [(i, np.array(row.banned), _NO_MASS) for i, row in enumerate(rows) if row.banned]
-    if not penalised and not banned:
+    biased = _biases(rows)
+    if not penalised and not biased and not banned:
         return logits
     shaped = logits.clone()
     flat = shaped.view(-1)
@@ -151,21 +156,37 @@ def _shape(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     flat[index] = flat[index] - penalty
     index, penalty = _spread([(i, ids, params.frequency_penalty) for i, ids, params in outputs], shaped)
     flat.index_add_(0, index, penalty, alpha=-1)
+    index, bias = _spread(biased, shaped)
+    flat[index] = flat[index] + bias
     index, penalty = _spread(banned, shaped)
     flat[index] = penalty
     return shaped
 
 
-def _spread(entries: Sequence[tuple[int, IntArray, float]], like: Tensor) -> tuple[Tensor, Tensor]:
+def _biases(rows: Sequence[SamplingRow]) -> list[tuple[int, IntArray, FloatArray]]:
+    pairs = [(i, row.params.logit_bias) for i, row in enumerate(rows) if row.params.logit_bias]
+    return [
+        (i, np.array([id_ for id_, _ in biases]), np.array([bias for _, bias in biases], np.float32))
+        for i, biases in pairs
+    ]
+
+
+def _spread(entries: Sequence[tuple[int, IntArray, float | FloatArray]], like: Tensor) -> tuple[Tensor, Tensor]:
     """Places in ``like``, ``(B, V)`` laid flat, of ``(row, ids, value)`` entries, and their values, one each.
+    A value is of all ids, or an array has one for each.
 
     Ids outside the vocabulary are left out: a caller may ban any number.
     """
     vocabulary = like.shape[1]
-    entries = [(row, ids[(ids >= 0) & (ids < vocabulary)], value) for row, ids, value in entries]
-    places = np.concatenate([np.empty(0, np.int64), *(row * vocabulary + ids for row, ids, _ in entries)])
-    values = np.repeat(np.array([value for _, _, value in entries], np.float32), [len(ids) for _, ids, _ in entries])
-    return torch.tensor(places, device=like.device), torch.tensor(values, device=like.device)
+    places, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+    for row, ids, value in entries:
+        inside = (ids >= 0) & (ids < vocabulary)
+        places.append(row * vocabulary + ids[inside])
+        values.append(np.broadcast_to(np.asarray(value, np.float32), ids.shape)[inside])
+    return (
+        torch.tensor(np.concatenate(places), device=like.device),
+        torch.tensor(np.concatenate(values), device=like.device),
+    )
 
 
 def _best(logits: Tensor, _rows: Sequence[SamplingRow]) -> Tensor:

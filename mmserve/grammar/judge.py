@@ -164,7 +164,11 @@ def _tags(constraint: StructuralTag, text: str) -> bool | None:
     if any(isinstance(tag.content, Grammar) for tag in constraint.tags):
         return None
     try:
-        return any(_rest(constraint, text, 0, 0))
+        if not constraint.bare:
+            return any(_rest(constraint, text, 0, 0))
+        if any(_bare(constraint, text, 0)):
+            return True
+        return constraint.instead is not None and judge(constraint.instead, text)
     except RecursionError:
         return None
 
@@ -185,6 +189,17 @@ def _rest(constraint: StructuralTag, text: str, at: int, seen: int) -> Iterator[
         if text.startswith(tag.begin, opening):
             for end in _ends(tag, text, opening + len(tag.begin)):
                 yield from _rest(constraint, text, end, seen + 1)
+
+
+def _bare(constraint: StructuralTag, text: str, at: int) -> Iterator[bool]:
+    """``True`` for each way in which the text from ``at`` on is whole tags with a line end between two."""
+    for tag in constraint.tags:
+        if text.startswith(tag.begin, at):
+            for end in _ends(tag, text, at + len(tag.begin)):
+                if end == len(text):
+                    yield True
+                elif not constraint.stop_after_first and text[end] == "\n":
+                    yield from _bare(constraint, text, end + 1)
 
 
 def _ends(tag: Tag, text: str, start: int) -> Iterator[int]:

@@ -109,15 +109,21 @@ class Tag:
 class StructuralTag:
     """Free text in which each ``triggers`` text opens one of the ``tags`` whose ``begin`` starts with it.
 
-    ``at_least_one`` wants a tag before the text may end; ``stop_after_first`` ends it with the first.
+    ``at_least_one`` wants a tag before the text may end; ``stop_after_first`` ends it with the first. With ``bare``
+    there is no free text: one tag or more (only one with ``stop_after_first``), a line end between two; or, where it is
+    given, what ``instead`` accepts in their place. ``instead`` needs ``bare``.
     """
 
     tags: tuple[Tag, ...]
     triggers: tuple[str, ...]
     at_least_one: bool = False
     stop_after_first: bool = False
+    bare: bool = False
+    instead: JsonSchema | AnyJson | Regex | Choice | Grammar | XmlSchema | None = None
 
     def __post_init__(self) -> None:
+        if self.instead is not None and not self.bare:
+            raise InvalidConstraint("what stands instead of tags needs tags without text", param="structural_tag")
         if not self.tags:
             raise InvalidConstraint("structural_tag has no tags; give at least one", param="structural_tag")
         if not self.triggers or "" in self.triggers:

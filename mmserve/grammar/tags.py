@@ -55,6 +55,27 @@ class _Writer:
 
     def write(self) -> Lowered:
         constraint = self._constraint
+        if constraint.bare:
+            self._bare()
+        else:
+            self._among_text()
+        main = {"lark_grammar": "\n".join(self._rules)}
+        ends = as_hints([tag.end for tag in constraint.tags] + [tag.begin for tag in constraint.tags])
+        step = max(self._steps, key=_STEPS.index)
+        hints = tuple(dict.fromkeys([*ends, *self._hints]))[:64]
+        return Lowered(grammars([main, *self._parts]), "structural_tag", step, tuple(self._relaxed), hints)
+
+    def _bare(self) -> None:
+        """Rules for tags without text around them, or what stands instead."""
+        constraint = self._constraint
+        starts = ["tag" if constraint.stop_after_first else 'tag ("\\n" tag)*']
+        if constraint.instead is not None:
+            starts.append(self._part("instead", constraint.instead, "instead of the tags"))
+        bodies = " | ".join(self._body(tag, "") for tag in constraint.tags)
+        self._rules[:0] = ["start: " + " | ".join(starts), f"tag: {bodies}"]
+
+    def _among_text(self) -> None:
+        constraint = self._constraint
         triggers = openers(constraint.triggers)
         either = "|".join(map(literal, triggers))
         heads = []
@@ -71,11 +92,6 @@ class _Writer:
             heads.append(f"w{index}")
         self._rules += ["tag: " + " | ".join(heads), "tail: TAIL", rf"TAIL: /(?s:.*)/ & ~/(?s:.*)(?:{either})(?s:.*)/"]
         self._rules.insert(0, f"start: {self._shape()}")
-        main = {"lark_grammar": "\n".join(self._rules)}
-        ends = as_hints([tag.end for tag in constraint.tags] + [tag.begin for tag in constraint.tags])
-        step = max(self._steps, key=_STEPS.index)
-        hints = tuple(dict.fromkeys([*ends, *self._hints]))[:64]
-        return Lowered(grammars([main, *self._parts]), "structural_tag", step, tuple(self._relaxed), hints)
 
     def _shape(self) -> str:
         if self._constraint.stop_after_first:
@@ -96,14 +112,17 @@ class _Writer:
             lazy = "[lazy]" if end else ""
             self._rules += [f"b{name}{lazy}: B{name}", f"B{name}: /(?:{regex}){literal(end)}/"]
             return f"{opening} b{name}"
+        return f"{opening} {self._part(f'c{name}', content, f'in the tag {tag.begin[:60]!r}')} {closing}"
+
+    def _part(self, name: str, content: Content, where: str) -> str:
+        """The name of a rule for ``content``, which is a grammar of its own."""
         lowered = self._lower(content)
         self._steps.append(lowered.step)
-        self._relaxed += [f"in the tag {tag.begin[:60]!r}: {sentence}" for sentence in lowered.relaxed]
+        self._relaxed += [f"{where}: {sentence}" for sentence in lowered.relaxed]
         self._hints += lowered.hints
-        part = json.loads(lowered.grammar)["grammars"][0]
-        self._parts.append({"name": f"c{name}", **part})
-        self._rules.append(f"c{name}: @c{name}")
-        return f"{opening} c{name} {closing}"
+        self._parts.append({"name": name, **json.loads(lowered.grammar)["grammars"][0]})
+        self._rules.append(f"{name}: @{name}")
+        return name
 
     def _regex(self, content: Regex | Choice | None) -> str:
         if content is None:

@@ -158,6 +158,10 @@ class PromptBuilder:
         detokenizer = Detokenizer(self._table, special=special)
         return detokenizer.push(ids) + detokenizer.flush()
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for, a special token its name; nothing for an id that belongs to no token."""
+        return self._table.bytes_of(token_id)
+
     def _raw(self, ids: Sequence[int], pictures: Sequence[bytes], cache_salt: str, where: str) -> Prompt:
         if not ids:
             raise InvalidField("the prompt is empty; send at least one token", param=where)

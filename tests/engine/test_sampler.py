@@ -15,6 +15,7 @@ from torch import Tensor
 from mmserve.engine import sampler
 from mmserve.engine.plan import SamplingRow
 from mmserve.engine.sampler import Allowed, sample, score, uniform
+from mmserve.errors import InvalidField
 from mmserve.types import SamplingParams
 
 VOCABULARY = 300
@@ -48,6 +49,8 @@ def penalised(logits: Sequence[float], row: SamplingRow) -> list[float]:
         out[token] = out[token] / factor if out[token] > 0 else out[token] * factor
     for token, count in counts.items():
         out[token] -= params.frequency_penalty * count + params.presence_penalty
+    for token, bias in params.logit_bias:
+        out[token] += bias
     for token in row.banned:
         out[token] = -math.inf
     return out
@@ -106,6 +109,7 @@ class TestPenaltiesAndBans:
         st.lists(st.integers(0, 9), max_size=8),
         st.lists(st.integers(0, 9), max_size=8),
         st.sets(st.integers(0, 9), max_size=4),
+        st.dictionaries(st.integers(0, 9), st.floats(-100.0, 100.0), max_size=4),
         st.integers(0, 99),
     )
     @settings(deadline=None, max_examples=150)
@@ -117,12 +121,14 @@ class TestPenaltiesAndBans:
         prompt: list[int],
         output: list[int],
         banned: set[int],
+        biases: dict[int, float],
         seed: int,
     ) -> None:
         row = make_row(
             prompt=prompt,
             output=output,
             banned=tuple(banned),
+            logit_bias=tuple(biases.items()),
             repetition_penalty=repetition,
             presence_penalty=presence,
             frequency_penalty=frequency,
@@ -130,7 +136,7 @@ class TestPenaltiesAndBans:
         logits = random_logits(1, seed, vocabulary=10)
         values = penalised(logits[0].tolist(), row)
         (token,) = sample(logits, [row]).token_ids
-        assert values[token] == pytest.approx(max(values), abs=1e-5)
+        assert values[token] == pytest.approx(max(values), abs=2e-5)
 
     def test_repetition_counts_the_prompt_and_the_others_only_the_output(self) -> None:
         logits = torch.tensor([[1.0, 0.9, 0.8]])
@@ -151,6 +157,32 @@ class TestPenaltiesAndBans:
     def test_a_banned_id_outside_the_vocabulary_is_ignored(self) -> None:
         """A caller may send any number as a stop token id."""
         assert sample(torch.tensor([[0.0, 1.0]]), [make_row(banned=(1, 2, 10**9, -1))]).token_ids == [0]
+
+    def test_a_bias_shifts_the_frequencies_of_its_own_row_and_leaves_the_logprobs(self) -> None:
+        biases = ((0, -100.0), (2, math.log(3.0)), (10**9, 100.0))
+        rows = [make_row(temperature=1.0, position=position, logit_bias=biases, logprobs=0) for position in range(4000)]
+        found = sample(torch.zeros(4001, 3), [*rows, make_row()])
+        counts = Counter(found.token_ids[:-1])
+        assert counts[0] == 0
+        assert counts[2] / 4000 == pytest.approx(0.75, abs=0.03)
+        assert found.token_ids[-1] == 0
+        assert found.logprobs[0] is not None
+        assert found.logprobs[0].chosen == pytest.approx(math.log(1 / 3))
+
+    def test_a_bias_does_not_win_over_a_grammar(self) -> None:
+        allowed = Allowed(torch.tensor([[0b10]], dtype=torch.int32), torch.tensor([0]))
+        assert sample(torch.zeros(1, 3), [make_row(logit_bias=((0, 100.0),))], allowed).token_ids == [1]
+
+    @pytest.mark.parametrize("bias", [((1, 101.0),), ((1, math.nan),), ((-1, 1.0),), ((1, 1.0), (1, 2.0))])
+    def test_a_bias_that_is_none_is_refused(self, bias: tuple[tuple[int, float], ...]) -> None:
+        with pytest.raises(InvalidField) as error:
+            SamplingParams(logit_bias=bias)
+        assert error.value.param == "logit_bias"
+
+    def test_only_so_many_tokens_may_be_biased(self) -> None:
+        SamplingParams(logit_bias=tuple((i, 1.0) for i in range(1024)))
+        with pytest.raises(InvalidField, match="1024"):
+            SamplingParams(logit_bias=tuple((i, 1.0) for i in range(1025)))
 
 
 class TestFilters:
@@ -333,7 +365,7 @@ class TestBatches:
             make_row(temperature=1.3, top_p=0.7, seed=3, position=90, logprobs=0),
             make_row(banned=(5, 6)),
             make_row(temperature=1.0, min_p=0.2, banned=(9,), seed=4, output=[1], frequency_penalty=0.5),
-            make_row(temperature=2.0, top_k=200, top_p=0.99, seed=5),
+            make_row(temperature=2.0, top_k=200, top_p=0.99, seed=5, logit_bias=((3, 4.0), (7, -2.0))),
         ]
 
     def test_a_row_samples_the_same_alone_in_any_company_and_order(self) -> None:

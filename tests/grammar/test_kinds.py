@@ -99,6 +99,21 @@ CASES: list[tuple[Constraint, list[str], list[str]]] = [
         ["hi", "a<f>{}</f>"],
         ["<f>{}</f>x"],
     ),
+    (
+        StructuralTag((Tag("<f>", OBJECT, "</f>"), Tag("<g>", Regex("[0-9]+"), "</g>")), ("<",), bare=True),
+        ['<f>{"a":1}</f>', "<g>12</g>", '<g>1</g>\n<f>{"a":2}</f>\n<g>3</g>'],
+        ["", "hi", 'hi <f>{"a":1}</f>', '<f>{"a":1}</f>\n', '<f>{"a":1}</f><g>1</g>', "<f>{}</f>", "<g>1</g> x"],
+    ),
+    (
+        StructuralTag((Tag("<f>", OBJECT, "</f>"),), ("<",), stop_after_first=True, bare=True),
+        ['<f>{"a":1}</f>'],
+        ['<f>{"a":1}</f>\n<f>{"a":1}</f>', ""],
+    ),
+    (
+        StructuralTag((Tag("<f>", OBJECT, "</f>"),), ("<",), bare=True, instead=Choice(("yes", "<no>"))),
+        ['<f>{"a":1}</f>', '<f>{"a":1}</f>\n<f>{"a":2}</f>', "yes", "<no>"],
+        ["", "y", '<f>{"a":1}</f>\nyes', "yesyes"],
+    ),
 ]  # fmt: skip
 
 
@@ -229,3 +244,8 @@ def test_a_grammar_can_be_a_tags_content(bench: Bench) -> None:
     assert bench.accepts(tags, "x<f>中</f>")
     assert not bench.accepts(tags, "x<f>b</f>")
     assert judge(tags, "x<f>中</f>") is None
+
+
+def test_what_stands_instead_of_tags_needs_tags_without_text() -> None:
+    with pytest.raises(InvalidConstraint, match="instead"):
+        StructuralTag((Tag("<f>", None, "</f>"),), ("<f>",), instead=AnyJson())

@@ -125,3 +125,9 @@ def test_cut_leaves_marks_as_they_are(builder: PromptBuilder) -> None:
     specials = SpecialTokens(builder.tokenizer.get_added_tokens_decoder())
     text = "\ufdd0\ufdd0a<|im_end|>\ufdd1"
     assert [run for run, _ in specials.cut(text)] == ["\ufdd0\ufdd0a", "\ufdd1"]
+
+
+def test_the_bytes_of_tokens(builder: PromptBuilder) -> None:
+    ids = builder.build_text("né 猫<|im_end|>", ()).token_ids.tolist()
+    assert b"".join(map(builder.token_bytes, ids)) == "né 猫<|im_end|>".encode()
+    assert builder.token_bytes(10**6) == b""

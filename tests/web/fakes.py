@@ -99,6 +99,10 @@ class FakePrompts:
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         return "".join(("<end>" if special else "") if id_ == END else chr(id_) for id_ in ids)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """The last byte of the code point's UTF-8."""
+        return chr(token_id).encode()[-1:] if token_id <= 0x10FFFF else b""
+
     def _raw(self, given: Sequence[int], pictures: Sequence[bytes], cache_salt: str, where: str) -> Prompt:
         if self.failure is not None:
             raise self.failure

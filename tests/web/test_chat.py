@@ -104,6 +104,7 @@ async def test_every_sampling_field_arrives(client: httpx.AsyncClient, engine: F
     await chat(
         client,
         max_completion_tokens=9,
+        logit_bias={"7": -3, "5": 2.5},
         max_tokens=5,
         min_tokens=1,
         temperature=1,
@@ -140,6 +141,7 @@ async def test_every_sampling_field_arrives(client: httpx.AsyncClient, engine: F
         ignore_eos=True,
         skip_special_tokens=False,
         logprobs=2,
+        logit_bias=((5, 2.5), (7, -3.0)),
     )
 
 
@@ -252,7 +254,11 @@ async def test_logprobs(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     engine.script = lambda request: say("a", request=request, logprobs=True)
     logprobs = (await chat(client, logprobs=True, top_logprobs=2)).json()["choices"][0]["logprobs"]
     assert set(logprobs) == {"content", "refusal"}
-    assert logprobs["content"][0]["top_logprobs"][0] == {"token": "a", "logprob": -0.5, "bytes": [97]}
+    assert logprobs["content"][0]["bytes"] == [97]
+    assert logprobs["content"][0]["top_logprobs"] == [
+        {"token": "a", "logprob": -0.5, "bytes": [97]},
+        {"token": "�", "logprob": -9999.0, "bytes": [0]},  # the bytes of the token and not of what is shown for it
+    ]
 
 
 async def test_the_last_message_can_be_continued(
@@ -287,7 +293,7 @@ async def test_unknown_fields_are_ignored_and_logged_once(
 ) -> None:
     caplog.set_level(logging.INFO, "web")
     for _ in range(2):
-        assert (await chat(client, user="u1", service_tier="auto", tools=[])).status_code == 200
+        assert (await chat(client, user="u1", metadata={"a": "b"}, service_tier="auto", tools=[])).status_code == 200
     lines = [record.getMessage() for record in caplog.records if "ignored" in record.getMessage()]
     assert len(lines) == 2
     assert any("'user'" in line for line in lines)
@@ -296,10 +302,22 @@ async def test_unknown_fields_are_ignored_and_logged_once(
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "required"),
-        ("logit_bias", {"1": 100}),
+        ("tool_choice", "sometimes"),
+        ("logit_bias", {"one": 100}),
+        ("logit_bias", {"-1": 100}),
+        ("logit_bias", {"2000000": 1}),
         ("modalities", ["audio"]),
+        ("modalities", ["text", "audio"]),
+        ("audio", {"voice": "alloy", "format": "wav"}),
+        ("functions", [{"name": "f"}]),
+        ("function_call", {"name": "f"}),
+        ("web_search_options", {"search_context_size": "low"}),
+        ("service_tier", "flex"),
+        ("verbosity", "low"),
+        ("reasoning_effort", "high"),
+        ("store", True),
+        ("stream_options", {"include_usage": True}),
         ("guided_whitespace_pattern", " ?"),
         ("add_generation_prompt", False),
         ("best_of", 2),
@@ -319,6 +337,15 @@ async def test_field_whose_loss_would_change_the_answer_is_refused(
         ("response_format", {"type": "text"}),
         ("guided_decoding_backend", "xgrammar"),
         ("tool_choice", "none"),
+        ("tool_choice", "auto"),
+        ("parallel_tool_calls", True),
+        ("store", False),
+        ("service_tier", "default"),
+        ("reasoning_effort", "none"),
+        ("verbosity", "medium"),
+        ("prediction", {"type": "content", "content": "It is"}),
+        ("safety_identifier", "u"),
+        ("prompt_cache_key", "k"),
         ("tools", None),
         ("modalities", ["text"]),
         ("logit_bias", {}),
@@ -333,7 +360,9 @@ async def test_field_that_asks_for_nothing_is_harmless(client: httpx.AsyncClient
     ("messages", "param"),
     [
         ([], "messages"),
-        ([{"role": "tool", "content": "x"}], "messages[0].role"),
+        ([{"role": "tool", "content": "x"}], "messages[0]"),
+        ([{"role": "function", "name": "f", "content": "x"}], "messages[0].role"),
+        ([{"role": "tool", "content": "x", "tool_call_id": "c"}], "messages[0].tool_call_id"),
         ([{"role": "user"}], "messages[0]"),
         ([{"role": "user", "content": []}], "messages[0]"),
         ([{"role": "user", "content": 5}], "messages[0].content"),
@@ -342,7 +371,8 @@ async def test_field_that_asks_for_nothing_is_harmless(client: httpx.AsyncClient
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0]"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0]"),
         ([user({"type": "image_url", "image_url": {}})], "messages[0].content[0].image_url.url"),
-        ([{"role": "assistant", "tool_calls": [{}]}], "messages[0]"),
+        ([{"role": "assistant", "tool_calls": [{}]}], "messages[0].tool_calls[0].id"),
+        ([{"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}], "messages[0]"),
         ("hello", "messages"),
     ],
 )  # fmt: skip
@@ -422,6 +452,8 @@ async def test_too_many_pictures_over_the_whole_conversation(client: httpx.Async
         ("stream_options", 1),
         ("logprobs", 5),
         ("min_tokens", 10**30),
+        ("logit_bias", {"1": 101}),
+        ("tool_choice", 5),
     ],
 )
 async def test_bad_values_name_their_field(client: httpx.AsyncClient, field: str, value: object) -> None:

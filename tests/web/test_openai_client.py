@@ -11,7 +11,7 @@ import pydantic
 import pytest
 
 from mmserve.errors import MMServeError, QueueFull
-from mmserve.grammar.spec import JsonSchema
+from mmserve.grammar.spec import JsonSchema, StructuralTag
 from mmserve.types import ConstraintReport, TokenEvent
 from tests.web.fakes import FakeEngine, FakePrompts, say
 from tests.web.test_chat import picture, text, user
@@ -106,3 +106,27 @@ def test_openai_client_takes_what_we_add_about_a_constraint(openai_client: opena
 def test_openai_client_lists_models(openai_client: openai.OpenAI) -> None:
     assert [model.id for model in openai_client.models.list()] == ["pocket-vl"]
     assert openai_client.models.retrieve("pocket-vl").model_dump()["max_model_len"] == 512
+
+
+class Look(pydantic.BaseModel):
+    """Looks at a part of the picture."""
+
+    x: int
+    y: int
+
+
+def test_openai_client_parses_the_arguments_of_a_call(openai_client: openai.OpenAI, engine: FakeEngine) -> None:
+    said = '<tool_call>\n{"name": "Look", "arguments": {"x":1,"y":2}}\n</tool_call>'
+    engine.script = lambda request: say(said[:50], said[50:], request=request)
+    tools = [openai.pydantic_function_tool(Look)]
+    answer = openai_client.chat.completions.parse(
+        model="pocket-vl", messages=CONVERSATION, tools=tools, response_format=Animal
+    )
+    calls = answer.choices[0].message.tool_calls or []
+    assert [call.function.parsed_arguments for call in calls] == [Look(x=1, y=2)]
+    constraint = engine.requests[0].constraint
+    assert isinstance(constraint, StructuralTag)
+    assert isinstance(constraint.instead, JsonSchema)
+    with openai_client.chat.completions.stream(model="pocket-vl", messages=CONVERSATION, tools=tools) as stream:
+        done = [event for event in stream if event.type == "tool_calls.function.arguments.done"]
+    assert [event.parsed_arguments for event in done] == [Look(x=1, y=2)]

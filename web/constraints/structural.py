@@ -64,13 +64,13 @@ def _triggered_tags(value: object, path: str) -> StructuralTag:
     body = leaves.mapping(value, path, known)
     if body.get("excludes"):
         raise _unsupported("triggered_tags with excludes", f"{path}.excludes")
-    flags = {
-        name: leaves.flag(body.get(name, False), f"{path}.{name}") for name in ("at_least_one", "stop_after_first")
-    }
+    at_least_one, stop_after_first = (
+        leaves.flag(body.get(name, False), f"{path}.{name}") for name in ("at_least_one", "stop_after_first")
+    )
     triggers = leaves.texts(leaves.needed(body, "triggers", path), f"{path}.triggers")
     tags = _each(leaves.needed(body, "tags", path), f"{path}.tags", _tag)
     with leaves.at(path):
-        return StructuralTag(tags, triggers, **flags)
+        return StructuralTag(tags, triggers, at_least_one, stop_after_first)
 
 
 def _tag(value: object, path: str) -> Tag:

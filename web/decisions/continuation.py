@@ -19,6 +19,7 @@ from web.decisions.questions import (
     check_questions,
 )
 from web.decisions.scoring import Row
+from web.openai.turns import turns_of
 from web.pictures import PictureShelf
 from web.schemas import ChatMessage, ChatRequest, chat_messages, open_turn
 from web.service import PromptBuilder
@@ -87,7 +88,7 @@ class ContinuationBody(BaseModel):
         }
         chat = ChatRequest(**fields)
         chat.refuse_unsupported()
-        messages = chat_messages(chat, shelf)
+        messages = turns_of(chat_messages(chat, shelf)).messages
         if self.continue_final_message:
             return _Conversation(*open_turn(messages))
         if self.add_generation_prompt is False:

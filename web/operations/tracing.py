@@ -25,7 +25,12 @@ Value: TypeAlias = "str | int | float | bool | list[str]"
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
-_OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion", "/generate": "text_completion"}
+_OPERATIONS = {
+    "/v1/chat/completions": "chat",
+    "/v1/responses": "chat",
+    "/v1/completions": "text_completion",
+    "/generate": "text_completion",
+}
 _MISSING = "OpenTelemetry's packages are not installed; install mmserve's extra for them: pip install 'mmserve[otel]'"
 
 

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter
@@ -16,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from mmserve.errors import EngineUnavailable
 from mmserve.types import Prompt, SamplingParams, TokenEvent
 from mmserve.types import Request as EngineRequest
-from web.constraints import Wanted, chat_choice, chat_extra, constraint_of, naming, verdict_on
+from web.constraints import Verdict, Wanted, chat_choice, chat_extra, constraint_of, naming, verdict_on
 from web.errors import explain
 from web.generation import (
     Stopwatch,
@@ -30,6 +31,9 @@ from web.generation import (
     usage_json,
 )
 from web.middleware import request_id
+from web.openai.reply import delta_of, finish_of, message_json, reader_of, reply_of
+from web.openai.tools import Toolbox
+from web.openai.turns import turns_of
 from web.schemas import ChatRequest, IgnoredFields, chat_messages, open_turn, request_schema
 from web.service import Service
 from web.sse import DONE, frame, start_stream, until_disconnect
@@ -49,36 +53,48 @@ def chat_router(service: Service) -> APIRouter:
             raise EngineUnavailable("the model is not ready; try again in a moment")
         body = await read_body(request, service.limits, service.upload_idle_seconds)
         watch = Stopwatch()
-        asked, sampling, prompt, wanted = await offload(len(body), lambda: _prepare(service, body))
+        asked, job = await offload(len(body), lambda: _prepare(service, body))
         for name in ignored.new(asked.unknown_fields()):
             logger.info("the field %r of a chat request has no meaning here and is ignored", name)
         identity = f"chatcmpl-{request_id(request)}"
-        constraint = constraint_of(wanted)
-        requests = make_requests(identity, prompt, sampling, asked.cache_salt or "", asked.n or 1, constraint)
+        requests = job.requests(identity, asked.cache_salt or "", asked.n or 1)
         envelope = {
             "id": identity,
             "object": "chat.completion",
             "created": int(time.time()),
             "model": service.model.name,
         }
-        with naming(wanted):
+        with naming(job.wanted):
             if asked.stream:
-                with_usage = asked.stream_options is not None and asked.stream_options.include_usage
-                return await start_stream(request, _frames(service, envelope, requests, with_usage))
+                with_usage = bool(asked.stream_options is not None and asked.stream_options.include_usage)
+                return await start_stream(request, _Stream(service, job, envelope, with_usage).frames(requests))
             tallies = await until_disconnect(request, collect(service.engine, requests, watch))
-        verdicts = [await verdict_on(service.judge, constraint, tally) for tally in tallies]
+        verdicts = [await verdict_on(service.judge, constraint_of(job.wanted), tally) for tally in tallies]
         choices = [
-            _choice(i, tally, sampling.logprobs is not None) | chat_choice(verdict)
+            _choice(service, job, i, tally, verdict)
             for i, (tally, verdict) in enumerate(zip(tallies, verdicts, strict=True))
         ]
         usage = usage_json(tally.usage for tally in tallies)
-        rest = {"usage": usage, "images": images_json(prompt)}
+        rest = {"usage": usage, "images": images_json(job.prompt)}
         return JSONResponse(envelope | {"choices": choices} | rest | chat_extra(verdicts))
 
     return router
 
 
-def _prepare(service: Service, body: bytes) -> tuple[ChatRequest, SamplingParams, Prompt, Wanted | None]:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    """What a body comes to: ``wanted`` is of the whole answer, calls included."""
+
+    prompt: Prompt
+    sampling: SamplingParams
+    wanted: Wanted | None
+    toolbox: Toolbox | None
+
+    def requests(self, identity: str, cache_salt: str, count: int) -> tuple[EngineRequest, ...]:
+        return make_requests(identity, self.prompt, self.sampling, cache_salt, count, constraint_of(self.wanted))
+
+
+def _prepare(service: Service, body: bytes) -> tuple[ChatRequest, _Job]:
     """Everything that costs CPU in proportion to the body. Raises typed errors."""
     try:
         asked = ChatRequest.model_validate_json(body, strict=True)
@@ -86,64 +102,100 @@ def _prepare(service: Service, body: bytes) -> tuple[ChatRequest, SamplingParams
         raise explain(error.errors(include_url=False, include_context=False, include_input=False)) from None
     asked.refuse_unsupported()
     service.find_model(asked.model)
-    wanted = asked.wanted()
+    wanted, toolbox = asked.wanted(), asked.toolbox()
     sampling = asked.sampling(service.sampling)
-    messages = chat_messages(asked, service.shelf)
-    text = ""
+    service.check_bias(sampling)
+    turns = turns_of(chat_messages(asked, service.shelf), toolbox)
+    messages, text = turns.messages, ""
     if asked.continue_final_message:
         messages, text = open_turn(messages)
-    prompt = service.prompts.build(messages, cache_salt=asked.cache_salt or "")
+    with turns.named():
+        prompt = service.prompts.build(messages, cache_salt=asked.cache_salt or "")
     if text:
         prompt = service.prompts.append_text(prompt, text)
-    return asked, sampling, prompt, wanted
+    return asked, _Job(prompt, sampling, toolbox.wanted(wanted) if toolbox is not None else wanted, toolbox)
 
 
-def _choice(index: int, tally: Tally, with_logprobs: bool) -> dict[str, Any]:
+def _choice(service: Service, job: _Job, index: int, tally: Tally, verdict: Verdict | None) -> dict[str, Any]:
+    logprobs = None
+    if job.sampling.logprobs is not None:
+        logprobs = logprobs_json(tally.logprobs, service.prompts.token_bytes) | {"refusal": None}
+    reply = reply_of(tally.text, job.toolbox, constraint_of(job.wanted))
     return {
         "index": index,
-        "message": {"role": "assistant", "content": tally.text, "refusal": None},
-        "logprobs": logprobs_json(tally.logprobs) | {"refusal": None} if with_logprobs else None,
-        "finish_reason": tally.finish_reason,
+        "message": message_json(reply, job.toolbox),
+        "logprobs": logprobs,
+        "finish_reason": finish_of(tally, bool(reply.calls), job.toolbox, verdict),
+        **chat_choice(verdict),
     }
 
 
-async def _frames(
-    service: Service, envelope: dict[str, Any], requests: Sequence[EngineRequest], with_usage: bool
-) -> AsyncGenerator[bytes, None]:
-    chunk = envelope | {"object": "chat.completion.chunk"}
-    # OpenAI: when usage is asked for, every chunk has the field, and only the last has a value in it.
-    rest: dict[str, Any] = {"usage": None} if with_usage else {}
-    tallies = [Tally() for _ in requests]
-    started = [False] * len(requests)
-    async with aclosing(generate(service.engine, requests)) as events:
-        async for index, event in events:
-            tallies[index].add(event)
-            for choice in _deltas(index, event, not started[index], requests[index].sampling.logprobs is not None):
-                yield frame(chunk | {"choices": [choice]} | rest)
-            started[index] = True
-            if event.last:
-                verdict = await verdict_on(service.judge, requests[index].constraint, tallies[index])
-                end = _delta_choice(index, {}, event.finish_reason) | chat_choice(verdict)
-                yield frame(chunk | {"choices": [end]} | rest | chat_extra([verdict]))
-    if with_usage:
-        last = {"usage": usage_json(tally.usage for tally in tallies), "images": images_json(requests[0].prompt)}
-        yield frame(chunk | {"choices": []} | last)
-    yield DONE
+class _Stream:
+    """The chunks of an answer."""
+
+    def __init__(self, service: Service, job: _Job, envelope: dict[str, Any], with_usage: bool) -> None:
+        self._service = service
+        self._job = job
+        self._chunk = envelope | {"object": "chat.completion.chunk"}
+        self._with_usage = with_usage
+
+    async def frames(self, requests: Sequence[EngineRequest]) -> AsyncGenerator[bytes, None]:
+        choices = [_Choice(self._service, self._job, i) for i in range(len(requests))]
+        async with aclosing(generate(self._service.engine, requests)) as events:
+            async for index, event in events:
+                for entry in choices[index].add(event):
+                    yield self._frame([entry])
+                if event.last:
+                    verdict, end = await choices[index].end()
+                    yield self._frame([end], chat_extra([verdict]))
+        if self._with_usage:
+            usage = usage_json(choice.tally.usage for choice in choices)
+            yield frame(self._chunk | {"choices": [], "usage": usage, "images": images_json(self._job.prompt)})
+        yield DONE
+
+    def _frame(self, choices: list[dict[str, Any]], extra: dict[str, Any] | None = None) -> bytes:
+        # OpenAI: when usage is asked for, every chunk has the field, and only the last has a value in it.
+        usage: dict[str, Any] = {"usage": None} if self._with_usage else {}
+        return frame(self._chunk | {"choices": choices} | usage | (extra or {}))
 
 
-def _deltas(index: int, event: TokenEvent, first: bool, with_logprobs: bool) -> list[dict[str, Any]]:
-    """The chunks' ``choices`` entries that one event makes before its end: role, text."""
-    made = [_delta_choice(index, {"role": "assistant", "content": ""})] if first else []
-    if event.text or (with_logprobs and event.logprobs):
-        entries = logprobs_json(event.logprobs) | {"refusal": None} if with_logprobs else None
-        made.append(_delta_choice(index, {"content": event.text}, logprobs=entries))
-    return made
+class _Choice:
+    """One choice of a stream, as its events come."""
 
+    def __init__(self, service: Service, job: _Job, index: int) -> None:
+        self.tally = Tally()
+        self._service = service
+        self._job = job
+        self._index = index
+        self._reader = reader_of(job.toolbox, constraint_of(job.wanted))
+        self._begun = self._called = False
 
-def _delta_choice(
-    index: int, delta: dict[str, str], finish: str | None = None, logprobs: object = None
-) -> dict[str, Any]:
-    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+    def add(self, event: TokenEvent) -> list[dict[str, Any]]:
+        """The chunks' ``choices`` entries that one event makes before its end: role, text, calls."""
+        self.tally.add(event)
+        made = []
+        if not self._begun:
+            made.append(self._entry({"role": "assistant", "content": "" if self._job.toolbox is None else None}))
+            self._begun = True
+        pieces = self._reader.push(event.text) + (self._reader.flush() if event.last else [])
+        deltas = [delta for piece in pieces if (delta := delta_of(piece)) is not None]
+        self._called = self._called or any("tool_calls" in delta for delta in deltas)
+        entries = None
+        if self._job.sampling.logprobs is not None and event.logprobs:
+            entries = logprobs_json(event.logprobs, self._service.prompts.token_bytes) | {"refusal": None}
+            deltas = deltas or [{"content": ""}]
+        for delta in deltas:
+            made.append(self._entry(delta, logprobs=entries))
+            entries = None
+        return made
+
+    async def end(self) -> tuple[Verdict | None, dict[str, Any]]:
+        verdict = await verdict_on(self._service.judge, constraint_of(self._job.wanted), self.tally)
+        finish = finish_of(self.tally, self._called, self._job.toolbox, verdict)
+        return verdict, self._entry({}, finish) | chat_choice(verdict)
+
+    def _entry(self, delta: dict[str, Any], finish: str | None = None, logprobs: object = None) -> dict[str, Any]:
+        return {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
 
 
 def _description() -> dict[str, Any]:
