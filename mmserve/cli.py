@@ -1,7 +1,7 @@
 """The command line: the one place that reads argv, the environment and signals, and puts the parts together.
 
-``mmserve serve | ask | caption | chat | models | demo``. Answers go to stdout, everything else to stderr; a typed error
-ends the command with one sentence and exit status 1 (2 for a misuse of the command line, 130 for Ctrl-C).
+``mmserve serve | ask | caption | chat | models | keys | demo``. Answers go to stdout, everything else to stderr; a
+typed error ends the command with one sentence and exit status 1 (2 for a misuse of the command line, 130 for Ctrl-C).
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ from mmserve.cli_backend import (
 )
 from mmserve.cli_caption import add_caption, run_caption
 from mmserve.cli_chat import add_chat, run_chat
+from mmserve.cli_keys import add_keys, run_keys
 from mmserve.cli_options import add_constraint, constraint_of
+from mmserve.cli_safety import add_safety, secured
 from mmserve.client import Answer, AnswerNotValid, AsyncClient, Options
 from mmserve.errors import ConfigError, MMServeError
 from mmserve.registry import load_registry
@@ -70,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_model(serve)
     add_engine(serve)
     add_address(serve)
+    add_safety(serve)
 
     ask = _command(commands, "ask", run_ask, "ask one question about one or several pictures")
     ask.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="picture files, in order")
@@ -87,6 +90,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     models = _command(commands, "models", run_models, "list the models that models.yaml names")
     models.add_argument("--json", action="store_true", help="print them as JSON")
+
+    add_keys(_command(commands, "keys", run_keys, "make, list and revoke the API keys of a server"))
 
     demo = _command(commands, "demo", run_demo, "serve the embedded model and ask it about a bundled picture")
     demo.add_argument("--once", action="store_true", help="stop after the answer")
@@ -153,9 +158,11 @@ def run_models(arguments: argparse.Namespace) -> int:
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
-    async with local_service(arguments) as service, listening(service, arguments) as (server, url):
-        print(f"mmserve: {service.model.name} is served at {url}", file=sys.stderr)
-        await until_stopped(server)
+    async with local_service(arguments) as loaded:
+        service = secured(loaded, arguments)
+        async with listening(service, arguments) as (server, url):
+            print(f"mmserve: {service.model.name} is served at {url}", file=sys.stderr)
+            await until_stopped(server)
 
 
 async def _demo(arguments: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from mmserve.cli_safety import limits_of
 from mmserve.client import AsyncClient
 from mmserve.config import EngineConfig, Limits
 from mmserve.errors import ConfigError
@@ -109,6 +110,7 @@ async def local_service(arguments: argparse.Namespace) -> AsyncIterator[Service]
         max_captions=arguments.max_captions,
         max_queue=arguments.max_queue,
         max_kept_bytes=arguments.max_kept_bytes,
+        **limits_of(arguments),
     )
     # Imported here: they bring torch, which the commands that only talk to a server never need.
     from mmserve.engine.build import build_engine
@@ -148,10 +150,19 @@ async def listening(service: Service, arguments: argparse.Namespace) -> AsyncIte
     """The server accepting connections, and its URL. Raises ``ConfigError`` where it cannot listen."""
     import uvicorn
 
+    from mmserve.cli_protocol import patient_for
     from web.app import create_app
 
     listener = _listener(arguments.host, arguments.port)
-    server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="warning", lifespan="off"))
+    config = uvicorn.Config(
+        create_app(service),
+        log_level="warning",
+        lifespan="off",
+        ws="none",
+        http=patient_for(service.limits.header_seconds),
+        h11_max_incomplete_event_size=service.limits.max_header_bytes,
+    )
+    server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve([listener]))
     while not server.started and not task.done():
         await asyncio.sleep(0.01)

@@ -12,6 +12,7 @@ from mmserve.engine.client import EngineClient
 from mmserve.errors import ModelNotFound
 from mmserve.types import Message, Prompt, SamplingParams
 from web.pictures import PictureShelf
+from web.safety import Safety
 
 if TYPE_CHECKING:
     from mmserve.grammar.spec import Constraint
@@ -77,7 +78,7 @@ class Service:
     ``sampling`` is what a request that says nothing gets. ``max_model_len`` is in tokens, prompt and answer together.
     ``examples`` is a folder with ``examples.json`` and the pictures it names, or ``None``.
     An upload that stands still for ``upload_idle_seconds`` is refused. ``judge`` is asked about answers whose
-    constraint was not enforced exactly.
+    constraint was not enforced exactly. ``safety`` says who may use it and what it may reach.
     """
 
     model: ServedModel
@@ -89,6 +90,7 @@ class Service:
     examples: Path | None = None
     upload_idle_seconds: float = 30.0
     judge: Judge = judge_text
+    safety: Safety = field(default_factory=Safety)
     shelf: PictureShelf = field(init=False, repr=False, compare=False)
     """The pictures that callers sent once; a copy with other settings has an empty one."""
 
