@@ -8,7 +8,7 @@ from collections.abc import Collection
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mmserve.errors import KeyRefused, MMServeError, NotAllowed, RateLimited
+from mmserve.errors import KeyRefused, MMServeError, NotAllowed, RateLimited, RequestError
 from mmserve.keys import Key
 from web.access.meter import Meter
 from web.access.ring import KeyRing
@@ -52,6 +52,11 @@ class Gate:
             await self._app(scope, receive, send)
             return
         path, headers = _route(scope), Headers(scope=scope)
+        if "transfer-encoding" in headers and "content-length" in headers:
+            refusal = error_response(RequestError("send Content-Length or Transfer-Encoding, not both"))
+            refusal.headers["Connection"] = "close"  # a proxy before us may have seen the body end elsewhere
+            await refusal(scope, receive, send)
+            return
         looks = scope["method"] in ("GET", "HEAD")
         # A visit is set for every request, or one of the same connection before it could be seen (CPython 140947).
         if looks and (path in _OPEN or path.startswith(_OPEN_BELOW)):

@@ -96,7 +96,7 @@ def checked_url(text: str, domains: Collection[str], ports: Collection[int]) -> 
         raise PictureNotFetched("the picture's address is not a URL") from None
     if url.scheme not in ("http", "https"):
         raise PictureNotFetched("a picture's address must begin with https:// or http://")
-    if url.userinfo or "@" in url.netloc.decode("ascii", "replace"):
+    if url.userinfo or "@" in re.split(r"[/?#]", text.partition("://")[2], maxsplit=1)[0]:
         raise PictureNotFetched("a picture's address may not have a user name or password in it")
     if port not in ports:
         raise PictureNotFetched(f"pictures are fetched from the ports {', '.join(map(str, sorted(ports)))} only")
@@ -108,7 +108,9 @@ def checked_url(text: str, domains: Collection[str], ports: Collection[int]) -> 
 
 
 def port_of(url: httpx.URL) -> int:
-    return url.port or (443 if url.scheme == "https" else 80)
+    if url.port is not None:
+        return url.port
+    return 443 if url.scheme == "https" else 80
 
 
 def literal(host: str) -> Address | None:

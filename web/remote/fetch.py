@@ -56,7 +56,6 @@ class RemotePictures:
         *,
         resolver: Resolver = resolve,
         public: Callable[[Address], bool] = is_public,
-        trust: ssl.SSLContext | None = None,
     ) -> None:
         self._rules = rules
         self._limits = limits
@@ -64,7 +63,7 @@ class RemotePictures:
         self._public = public
         self._slots = asyncio.Semaphore(rules.at_once)
         self._transport = httpx.AsyncHTTPTransport(
-            verify=trust or ssl.create_default_context(cafile=certifi.where()),
+            verify=ssl.create_default_context(cafile=certifi.where()),
             trust_env=False,
             http2=False,
             retries=0,

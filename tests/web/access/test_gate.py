@@ -85,6 +85,23 @@ async def test_no_spelling_of_a_path_gets_around_the_gate(locked: Service, engin
     assert engine.flushed == 0
 
 
+@pytest.mark.parametrize("path", ["/health", "/v1/chat/completions"])
+async def test_a_body_with_two_lengths_is_refused_and_nothing_after_it_is_read(
+    service: Service, engine: FakeEngine, path: str
+) -> None:
+    """A proxy that reads the one and a server that reads the other disagree on where the next request begins."""
+    with serve(service) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n".encode())
+        writer.write(b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /flush_cache HTTP/1.1\r\nHost: x\r\n\r\n")
+        answered = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+    assert answered.startswith(b"HTTP/1.1 400 ")
+    assert answered.count(b"HTTP/1.1") == 1
+    assert engine.flushed == 0
+
+
 async def test_a_key_opens_by_either_header(http: httpx.AsyncClient, secrets: Mapping[str, str]) -> None:
     alice = secrets["alice"]
     for headers in (
