@@ -104,7 +104,9 @@ async def test_a_parts_headers_are_limited(serving: Serving) -> None:
         body, headers = form(*ASKED)
         fat = body.replace(b"Content-Disposition", b"X-A: " + b"y" * 20_000 + b"\r\nContent-Disposition", 1)
         response = await http.post("/v1/vqa", content=fat, headers=headers)
-        assert (response.status_code, "header" in response.json()["error"]["message"].lower()) == (400, True), response.text
+        assert (response.status_code, "header" in response.json()["error"]["message"].lower()) == (400, True), (
+            response.text
+        )
 
 
 async def test_a_body_that_trickles_for_ever_is_ended(serving: Serving, engine: FakeEngine) -> None:
@@ -140,3 +142,26 @@ async def test_json_that_nests_without_end_is_refused(serving: Serving, path: st
     async with serving() as http:
         for body in (open_ * 100_000, b'{"messages":' + open_ * 100_000, b'{"metadata":' + open_ * 100_000):
             assert (await http.post(path, content=body)).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"<!---->" * 1000, "not a picture"),
+        (b"%PDF-1.7", "PDF"),
+        (b"\0\0\0\x20ftypisom", "video"),
+        (b"\x1a\x45\xdf\xa3", "video"),
+        (b"PK\x03\x04", "archive"),
+        (b"#!/bin/sh", "not a picture"),
+    ],
+)
+async def test_files_that_are_no_still_picture_are_a_typed_400(
+    client: httpx.AsyncClient, data: bytes, says: str
+) -> None:
+    """Whatever their name and media type say; tests/vision/test_refused_files.py has the rule."""
+    files = {"image": ("holiday.png", data, "image/png")}
+    response = await client.post("/v1/pictures", files=files)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (400, "unsupported_image", "image")
+    assert says in error["message"]
