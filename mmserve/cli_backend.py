@@ -159,7 +159,7 @@ async def listening(service: Service, arguments: argparse.Namespace) -> AsyncIte
         log_level="warning",
         lifespan="off",
         ws="none",
-        http=patient_for(service.limits.header_seconds),
+        http=patient_for(service.limits.header_seconds, service.limits.upload_seconds),
         h11_max_incomplete_event_size=service.limits.max_header_bytes,
     )
     server = uvicorn.Server(config)

@@ -7,7 +7,6 @@ to try, and a slow hash would cost every request its time. The file tells nobody
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import hmac
 import json
@@ -146,6 +145,8 @@ def _save(path: Path, keys: Sequence[Key]) -> None:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """One writer at a time. The lock is a file beside the other, since that one is replaced."""
+    import fcntl  # not on Windows, where the rest of the command line works
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.with_name(path.name + ".lock"), "w") as lock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import httpx
 import pytest
@@ -21,7 +21,7 @@ HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n"
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     assert scope["type"] == "http"
     body = b""
-    while True:
+    while scope["path"] != "/early":  # which is answered before its body is there
         message = await receive()
         body += message.get("body", b"")
         if not message.get("more_body"):
@@ -31,14 +31,14 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @asynccontextmanager
-async def server(seconds: float, max_header_bytes: int = 16_384) -> AsyncIterator[int]:
+async def server(seconds: float, rest: float = 600.0, max_header_bytes: int = 16_384) -> AsyncIterator[int]:
     config = uvicorn.Config(
         echo,
         port=0,
         log_level="critical",
         lifespan="off",
         ws="none",
-        http=patient_for(seconds),
+        http=patient_for(seconds, rest),
         h11_max_incomplete_event_size=max_header_bytes,
     )
     made = uvicorn.Server(config)
@@ -92,6 +92,35 @@ async def test_a_body_is_not_the_headers_business() -> None:
         for byte in b"body":
             await asyncio.sleep(0.08)
             writer.write(bytes([byte]))
+        assert (await reader.readuntil(b"body")).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+
+
+async def test_a_body_that_nobody_reads_any_more_is_not_taken_for_ever() -> None:
+    async with server(600.0, rest=0.2) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n")
+
+        async def trickle() -> None:
+            for _ in range(1000):
+                writer.write(b"x")
+                await asyncio.sleep(0.01)
+
+        task = asyncio.create_task(trickle())
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+        with suppress(ConnectionResetError):
+            await reader.read()  # to the end, which is the server's doing
+        assert not task.done()
+        task.cancel()
+        writer.close()
+
+
+async def test_the_rest_of_a_refused_body_may_come_and_the_connection_goes_on() -> None:
+    async with server(5.0, rest=5.0) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbo")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        writer.write(b"dy" + HEAD + b"\r\nbody")
         assert (await reader.readuntil(b"body")).startswith(b"HTTP/1.1 200 ")
         writer.close()
 

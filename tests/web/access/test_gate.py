@@ -355,3 +355,13 @@ def test_no_key_is_logged(
     ours = [r.getMessage() for r in caplog.records if not r.name.startswith(("httpcore", "httpx", "hpack"))]
     assert any("a fault" in (r.exc_text or r.getMessage()) for r in caplog.records)
     assert not any(secrets["alice"] in text or "mms-wrong" in text for text in ours)
+
+
+def test_a_refusal_reaches_a_client_that_is_still_sending(locked: Service) -> None:
+    """The page sends its picture before it knows that a key is wanted."""
+    big = b"x" * 8_000_000
+    with serve(locked) as url, httpx.Client(base_url=url) as http:
+        for _ in range(5):
+            response = http.post("/v1/vqa", content=big, headers={"Content-Type": "multipart/form-data; boundary=X"})
+            assert response.status_code == 401
+            assert response.json()["error"]["code"] == "invalid_api_key"
