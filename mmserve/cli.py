@@ -1,7 +1,7 @@
 """The command line: the one place that reads argv, the environment and signals, and puts the parts together.
 
-``mmserve serve | ask | caption | chat | models | demo``. Answers go to stdout, everything else to stderr; a typed error
-ends the command with one sentence and exit status 1 (2 for a misuse of the command line, 130 for Ctrl-C).
+``mmserve serve | ask | caption | chat | models | keys | demo``. Answers go to stdout, everything else to stderr; a
+typed error ends the command with one sentence and exit status 1 (2 for a misuse of the command line, 130 for Ctrl-C).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from mmserve.cli_backend import (
 from mmserve.cli_caption import add_caption, run_caption
 from mmserve.cli_chat import add_chat, run_chat
 from mmserve.cli_config import apply_settings
+from mmserve.cli_keys import add_keys, run_keys
 from mmserve.cli_log import configure_logging
 from mmserve.cli_models import add_models, run_models
 from mmserve.cli_options import add_constraint, add_detail, constraint_of, detail_of
@@ -89,6 +90,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_chat(_command(commands, "chat", run_chat, "talk about pictures in the terminal"))
 
     add_models(_command(commands, "models", run_models, "list models, what they need and whether they are here"))
+
+    add_keys(_command(commands, "keys", run_keys, "make, list and revoke the API keys of a server"))
 
     demo = _command(commands, "demo", run_demo, "serve the embedded model and ask it about a bundled picture")
     demo.add_argument("--once", action="store_true", help="stop after the answer")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from mmserve import __version__
+from mmserve.cli_safety import limits_of
 from mmserve.client import AsyncClient
 from mmserve.config import EngineConfig, Limits
 from mmserve.errors import ConfigError
@@ -129,6 +130,7 @@ async def local_service(arguments: argparse.Namespace) -> AsyncIterator[Service]
         max_captions=arguments.max_captions,
         max_queue=arguments.max_queue,
         max_kept_bytes=arguments.max_kept_bytes,
+        **limits_of(arguments),
     )
     engine = await asyncio.to_thread(_build, checkpoint, config)
     # Imported here: they bring torch, which the commands that only talk to a server never need.
@@ -196,7 +198,10 @@ async def accepting(
     """
     import uvicorn
 
+    from mmserve.cli_protocol import patient_for
+
     listener = _listener(arguments.host, arguments.port)
+    limits = Limits(**limits_of(arguments))
     grace = _CLOSING_SECONDS if own_signals else None
     settings = uvicorn.Config(
         app,
@@ -205,6 +210,8 @@ async def accepting(
         access_log=False,
         lifespan="off",
         ws="none",
+        http=patient_for(limits.header_seconds, limits.upload_seconds),
+        h11_max_incomplete_event_size=limits.max_header_bytes,
         timeout_graceful_shutdown=grace,
     )
     server = uvicorn.Server(settings)

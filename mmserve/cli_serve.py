@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from mmserve.cli_backend import accepting, add_address, add_engine, add_model, local_service
+from mmserve.cli_safety import add_safety, secured
 
 if TYPE_CHECKING:
     from mmserve.engine.client import EngineClient
@@ -44,6 +45,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--served-model-name", metavar="NAME", help="the name that clients use (default: the model's)")
     add_address(parser.add_argument_group("address"))
     add_engine(parser)
+    add_safety(parser)
     group = parser.add_argument_group("operations")
     group.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML (or MMSERVE_CONFIG)")
     group.add_argument("--log-format", choices=["text", "json"], default="text", help="default: %(default)s")
@@ -91,7 +93,8 @@ def _announce(text: str, log_format: str) -> None:
 async def _loaded(arguments: argparse.Namespace, signals: Signals) -> AsyncIterator[Service]:
     # Reading weights cannot be interrupted, and nobody is being served who would have to be told.
     signals.at_once = True
-    async with local_service(arguments) as service:
+    async with local_service(arguments) as loaded:
+        service = secured(loaded, arguments)
         signals.at_once = False
         yield service
     if service.tracing is not None:

@@ -9,10 +9,12 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a single request may bring. Sizes in bytes, lengths in tokens.
+    """What a single request may bring, and how long it may take. Sizes in bytes, lengths in tokens.
 
     ``max_captions`` is for requests whose pictures are captioned one by one. Pictures that callers send once and name
     afterwards have ``max_kept_bytes`` together, and each is kept for ``kept_seconds`` after its last use.
+    ``max_parts`` and ``max_field_bytes`` are for forms. A request's headers may take ``header_seconds`` to arrive, and
+    then its body ``upload_seconds``.
     """
 
     max_picture_bytes: int = 20 * MIB
@@ -23,6 +25,11 @@ class Limits:
     max_queue: int = 4096
     max_kept_bytes: int = 256 * MIB
     kept_seconds: float = 3600.0
+    max_parts: int = 256
+    max_field_bytes: int = MIB
+    max_header_bytes: int = 16 * 1024
+    header_seconds: float = 30.0
+    upload_seconds: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,14 @@
     │   │   ├── UnsupportedPicture   not a picture, or a format that is not accepted
     │   │   ├── CorruptPicture       a picture whose data is damaged
     │   │   ├── PictureTooLarge      more bytes or pixels than the limit
-    │   │   └── PictureNotKept       sent before, and not kept any more; send it again
-    │   └── TooManyPictures          more pictures than one request may carry
+    │   │   ├── PictureNotKept       sent before, and not kept any more; send it again
+    │   │   └── PictureNotFetched    a remote address that may not be asked, or gave no picture
+    │   ├── TooManyPictures          more pictures than one request may carry
+    │   ├── KeyRefused               no API key came, or one that is not known
+    │   └── NotAllowed               the key is known, and may not do this
     ├── RequestCancelled             the caller went away or asked for the request to end
     ├── QueueFull                    too many requests wait; try again later
+    │   └── RateLimited              more than this API key may ask for; try again later
     └── EngineUnavailable            the engine is loading, stopped or failed
 
 An error crosses process and network boundaries as ``(code, message, param)`` and comes back as
@@ -125,8 +129,22 @@ class PictureNotKept(PictureError):
     code = "image_not_kept"
 
 
+class PictureNotFetched(PictureError):
+    code = "image_not_fetched"
+
+
 class TooManyPictures(RequestError):
     code = "too_many_images"
+
+
+class KeyRefused(RequestError):
+    code = "invalid_api_key"
+    kind = "authentication_error"
+
+
+class NotAllowed(RequestError):
+    code = "not_allowed"
+    kind = "permission_error"
 
 
 class RequestCancelled(MMServeError):
@@ -137,6 +155,16 @@ class RequestCancelled(MMServeError):
 class QueueFull(MMServeError):
     code = "queue_full"
     kind = "rate_limit_error"
+
+
+class RateLimited(QueueFull):
+    """``retry_after`` is in seconds; it travels as the header ``Retry-After``."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: float = 1.0) -> None:
+        super().__init__(message, param=param)
+        self.retry_after = retry_after
 
 
 class EngineUnavailable(MMServeError):

@@ -68,8 +68,11 @@ def _mib(count: int) -> str:
 
 
 _TO_PNG = "convert it to PNG or JPEG first"
+# Declaration and comments each end where they first can, and are not tried again (possessive), or a few hundred bytes
+# of comments would be looked at in more ways than there is time for.
+_SVG = r"(?s)(\xef\xbb\xbf)?\s*(<\?xml((?!\?>).)*+\?>\s*)?+(<!--((?!-->).)*+-->\s*)*+(<!DOCTYPE svg.*?)?<svg[\s>]"
 _SIGNATURES: tuple[tuple[str, str], ...] = (
-    (r"(?s)(\xef\xbb\xbf)?\s*(<\?xml.*?)?(<!--.*?-->\s*)*(<!DOCTYPE svg.*?)?<svg[\s>]", f"an SVG drawing: {_TO_PNG}"),
+    (_SVG, f"an SVG drawing: {_TO_PNG}"),
     (r"(?s)(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body|\?xml)", "a web page or XML, not a picture"),
     (r"%PDF-", "a PDF document: send its pages as pictures"),
     (r"(?s)....ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)", f"a HEIC/HEIF picture: {_TO_PNG}"),

@@ -5,6 +5,9 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from mmserve import __version__
+from web.access.gate import Gate
+from web.access.owned import owned
+from web.cors import add_cors
 from web.errors import install_error_handlers
 from web.middleware import Guard
 from web.operations.access import Access
@@ -29,6 +32,13 @@ def create_app(service: Service) -> FastAPI:
     FastAPI's documentation pages load their scripts from elsewhere, so they are off; ``/openapi.json`` is on.
     """
     app = FastAPI(title="mmserve", version=__version__, docs_url=None, redoc_url=None)
+    safety = service.safety
+    if safety.keys is not None:
+        service = owned(service)
+    # The last that is added is the first to see a request.
+    app.add_middleware(Gate, keys=safety.keys, remote=safety.remote, origins=safety.origins)
+    if safety.origins:
+        add_cors(app, safety.origins)
     app.add_middleware(Access, metrics=service.metrics, tracing=service.tracing)
     app.add_middleware(Guard)
     install_error_handlers(app)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,11 +16,14 @@ from mmserve.errors import (
     BudgetTooSmall,
     EngineUnavailable,
     InvalidField,
+    KeyRefused,
     MMServeError,
     ModelNotFound,
+    NotAllowed,
     PictureNotKept,
     PictureTooLarge,
     QueueFull,
+    RateLimited,
     RequestCancelled,
     RequestError,
     ResponseNotKept,
@@ -30,6 +34,8 @@ from mmserve.errors import (
 _STATUS: Mapping[type[MMServeError], int] = {
     MMServeError: 500,
     RequestError: 400,
+    KeyRefused: 401,
+    NotAllowed: 403,
     ModelNotFound: 404,
     ResponseNotKept: 404,
     PictureTooLarge: 413,
@@ -60,7 +66,12 @@ def internal_error(request_id: str) -> MMServeError:
 
 
 def error_response(error: MMServeError) -> Response:
-    return _response(status_of(error), error.to_wire())
+    headers = {}
+    if isinstance(error, RateLimited):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, KeyRefused):
+        headers["WWW-Authenticate"] = 'Bearer realm="mmserve"'
+    return _response(status_of(error), error.to_wire(), headers)
 
 
 def _response(status: int, wire: WireError, headers: Mapping[str, str] | None = None) -> Response:

@@ -14,6 +14,7 @@ from mmserve.engine.client import EngineClient
 from mmserve.errors import EngineUnavailable
 from mmserve.grammar.spec import Constraint
 from mmserve.types import ConstraintReport, Picture, Prompt, Request, SamplingParams, TokenEvent, TokenLogprob, Usage
+from web.visit import visit
 
 T = TypeVar("T")
 
@@ -24,8 +25,15 @@ _LOWEST_LOGPROB = -9999.0  # JSON has no minus infinity; OpenAI's API uses this 
 
 
 async def offload(size: int, work: Callable[[], T]) -> T:
-    """``work()``, in a thread when it touches more than ``INLINE_BYTES`` of input."""
-    return work() if size <= INLINE_BYTES else await run_in_threadpool(work)
+    """``work()``, in a thread when it touches more than ``INLINE_BYTES`` of input.
+
+    It is done again for each remote picture that it wants, once that is here, and so must change nothing.
+    """
+
+    async def once() -> T:
+        return work() if size <= INLINE_BYTES else await run_in_threadpool(work)
+
+    return await visit().fetching(once)
 
 
 def make_requests(

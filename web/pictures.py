@@ -1,4 +1,5 @@
-"""Where the pictures of JSON bodies and forms come from: data URIs, and pictures that were sent before and are kept."""
+"""Where the pictures of JSON bodies and forms come from: data URIs, pictures that were sent before and are kept, and
+remote addresses where they are allowed."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 
 from mmserve.config import Limits
 from mmserve.errors import InvalidField, PictureNotKept, PictureTooLarge, UnsupportedPicture
+from web.visit import visit
 
 PREFIX = "pic-"
 """What the id of a kept picture begins with."""
@@ -22,13 +24,16 @@ PREFIX = "pic-"
 class _Kept:
     data: bytes = field(repr=False)
     until: float
+    owner: str
 
 
 class PictureShelf:
-    """Pictures that callers send once and name afterwards. Bounded in bytes and time; the longest unused goes first.
+    """Pictures that callers send once and name afterwards. Bounded in bytes and time; the longest unused goes first,
+    of the API key that has the most bytes here.
 
-    An id is random and tells nothing of the picture; whoever sent the picture knows it, and it is all that is needed to
-    ask about it. It is an address and no identity: what is asked about is the bytes, and the caches know them by these.
+    An id is random and tells nothing of the picture. Only the key that sent the picture can name or drop it; without
+    keys, whoever knows the id. It is an address and no identity: what is asked about is the bytes, and the caches know
+    them by these.
     Safe to use from several threads.
     """
 
@@ -36,13 +41,14 @@ class PictureShelf:
         self.limits = limits
         self._clock = clock
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
-        self._size = 0
+        self._sizes: dict[str, int] = {}
         self._lock = threading.Lock()
 
     @property
     def size(self) -> int:
         """Bytes that are kept."""
-        return self._size
+        with self._lock:
+            return sum(self._sizes.values())
 
     def put(self, data: bytes) -> str:
         """The id of ``data`` from now on. Raises ``PictureTooLarge`` for more than is kept altogether."""
@@ -54,19 +60,22 @@ class PictureShelf:
             )
         identity = PREFIX + secrets.token_urlsafe(18)
         with self._lock:
-            now = self._clock()
-            self._kept[identity] = _Kept(data, now + self.limits.kept_seconds)
-            self._size += len(data)
+            now, owner = self._clock(), visit().owner
+            self._kept[identity] = _Kept(data, now + self.limits.kept_seconds, owner)
+            self._sizes[owner] = self._sizes.get(owner, 0) + len(data)
             # The oldest use is first, and every use gives the same time, so what is past comes first too.
-            while self._size > self.limits.max_kept_bytes or next(iter(self._kept.values())).until <= now:
+            while next(iter(self._kept.values())).until <= now:
                 self._forget(next(iter(self._kept)))
+            while sum(self._sizes.values()) > self.limits.max_kept_bytes:
+                most = max(self._sizes, key=lambda owner: self._sizes[owner])
+                self._forget(next(name for name, kept in self._kept.items() if kept.owner == most))
         return identity
 
     def get(self, identity: str, where: str) -> bytes:
         """The bytes called ``identity``. Raises ``PictureNotKept``, with ``where`` as the field at fault."""
         with self._lock:
             found, now = self._kept.get(identity), self._clock()
-            if found is not None and found.until > now:
+            if found is not None and found.until > now and found.owner == visit().owner:
                 found.until = now + self.limits.kept_seconds
                 self._kept.move_to_end(identity)
                 return found.data
@@ -77,18 +86,28 @@ class PictureShelf:
     def drop(self, identity: str) -> bool:
         """Forget a picture; whether there was one."""
         with self._lock:
-            return self._forget(identity)
+            found = self._kept.get(identity)
+            return found is not None and found.owner == visit().owner and self._forget(identity)
 
     def read(self, address: str, where: str) -> bytes:
-        """The picture at ``address``, a data URI or the id of a kept one. Raises as these do."""
+        """The picture at ``address``: a data URI, the id of a kept one, or a remote address.
+
+        Counts it for the API key. Raises as these do, and ``RateLimited``; ``PictureWanted`` for a remote picture that
+        is not fetched yet, which is what ``web.generation.offload`` then does.
+        """
+        visit().charge_picture()
         if address.startswith(PREFIX):
             return self.get(address, where)
+        if address[:5].lower() != "data:":
+            return visit().remote_picture(address, where)
         return decode_data_uri(address, self.limits.max_picture_bytes, where)
 
     def _forget(self, identity: str) -> bool:
         found = self._kept.pop(identity, None)
         if found is not None:
-            self._size -= len(found.data)
+            self._sizes[found.owner] -= len(found.data)
+            if not self._sizes[found.owner]:
+                del self._sizes[found.owner]
         return found is not None
 
 
@@ -97,12 +116,6 @@ def decode_data_uri(uri: str, max_bytes: int, where: str) -> bytes:
 
     Raises ``InvalidField``, ``UnsupportedPicture`` or ``PictureTooLarge``, with ``where`` as the field at fault.
     """
-    if uri[:5].lower() != "data:":
-        raise InvalidField(
-            "pictures at remote addresses are off on this server; send the picture itself as a data URI, "
-            '"data:image/jpeg;base64,..."',
-            param=where,
-        )
     comma = uri.find(",", 0, 256)
     media_type, semicolon, encoding = uri[5 : max(comma, 5)].lower().rpartition(";")
     if not semicolon or encoding.strip() != "base64":

@@ -13,6 +13,7 @@ from mmserve.errors import InvalidField, ModelNotFound
 from mmserve.types import Message, Prompt, SamplingParams
 from web.operations.metrics import ServiceMetrics
 from web.pictures import PictureShelf
+from web.safety import Safety
 
 if TYPE_CHECKING:
     from mmserve.grammar.spec import Constraint
@@ -83,7 +84,7 @@ class Service:
     ``examples`` is a folder with ``examples.json`` and the pictures it names, or ``None``.
     An upload that stands still for ``upload_idle_seconds`` is refused. ``judge`` is asked about answers whose
     constraint was not enforced exactly. ``metrics`` is what ``/metrics`` shows; requests are timed where ``engine``
-    is an ``ObservedEngine`` over it.
+    is an ``ObservedEngine`` over it. ``safety`` says who may use it and what it may reach.
     """
 
     model: ServedModel
@@ -97,6 +98,7 @@ class Service:
     judge: Judge = judge_text
     metrics: ServiceMetrics = field(default_factory=ServiceMetrics, repr=False, compare=False)
     tracing: Tracing | None = field(default=None, repr=False, compare=False)
+    safety: Safety = field(default_factory=Safety)
     shelf: PictureShelf = field(init=False, repr=False, compare=False)
     """The pictures that callers sent once; a copy with other settings has an empty one."""
 

@@ -13,7 +13,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from mmserve.config import MIB, Limits
+from mmserve.config import Limits
 from mmserve.errors import (
     InvalidField,
     PictureError,
@@ -23,9 +23,8 @@ from mmserve.errors import (
     UnsupportedPicture,
 )
 from web.pictures import PREFIX, PictureShelf
+from web.visit import visit
 
-MAX_FIELD_BYTES = MIB
-MAX_PARTS = 256
 _MAX_HEADER_BYTES = 16 * 1024
 
 _HOW = (
@@ -75,18 +74,24 @@ class Form:
 async def body_chunks(request: Request, limits: Limits, idle_seconds: float) -> AsyncGenerator[bytes, None]:
     """The body as it arrives.
 
-    Raises HTTP 413 when its length, declared or met, is over the limit, and ``RequestError`` when it stands still.
+    Raises HTTP 413 when its length, declared or met, is over the limit, and ``RequestError`` when it stands still or
+    takes too long.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limits.max_body_bytes:
         raise _too_long(limits)
     received = 0
+    deadline = asyncio.get_running_loop().time() + limits.upload_seconds
     async with aclosing(request.stream()) as stream:
         while True:
             try:
-                async with asyncio.timeout(idle_seconds):
+                async with asyncio.timeout_at(deadline), asyncio.timeout(idle_seconds):
                     chunk = await anext(stream, b"")
             except TimeoutError:
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise RequestError(
+                        f"the upload took more than {limits.upload_seconds:g} seconds; send fewer or smaller pictures"
+                    ) from None
                 raise RequestError(
                     f"the upload stood still for {idle_seconds:g} seconds after {received} bytes; send it again"
                 ) from None
@@ -152,7 +157,8 @@ class _FormReader:
         self._shelf = shelf
         self._limits = shelf.limits
         self._max_files = shelf.limits.max_pictures if rules.max_files is None else rules.max_files
-        self._max_parts = max(MAX_PARTS, self._max_files + MAX_PARTS // 2)
+        parts = shelf.limits.max_parts
+        self._max_parts = max(parts, self._max_files + parts // 2)
         self._files: list[bytes] = []
         self._names: list[str] = []
         self._refused: dict[int, PictureError] = {}
@@ -215,6 +221,8 @@ class _FormReader:
             raise InvalidField(f"{name} must be text, and came as a file; pictures go into {rules.file}", param=name)
         if name == rules.file and len(self._files) == self._max_files:
             raise TooManyPictures(f"a request may have at most {self._max_files} pictures", param=name)
+        if name == rules.file:
+            visit().charge_picture()
         if name in self._fields and name not in rules.repeated:
             raise InvalidField(f"{name} was given twice; give it once", param=name)
 
@@ -229,8 +237,9 @@ class _FormReader:
                 )
             )
             return
-        if not self._is_file and self._size > MAX_FIELD_BYTES:
-            raise InvalidField(f"{self._name} has more than {MAX_FIELD_BYTES} bytes", param=self._name)
+        if not self._is_file and self._size > self._limits.max_field_bytes:
+            most = self._limits.max_field_bytes
+            raise InvalidField(f"{self._name} has more than {most} bytes", param=self._name)
         self._pieces.append(data[start:end])
 
     def _refuse(self, error: PictureError) -> None:

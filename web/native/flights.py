@@ -13,13 +13,18 @@ from mmserve.engine.client import EngineClient
 from mmserve.types import Request, TokenEvent
 from web.constraints import Wanted, naming
 from web.generation import generate
+from web.visit import require_admin, visit
 
 
 class Flight:
-    """One prompt on its way through the engine, known by the ``names`` that its caller may abort it by."""
+    """One prompt on its way through the engine, known by the ``names`` that its caller may abort it by.
+
+    ``owner`` is whose it is, see ``web.visit``: two callers' names have nothing to do with each other.
+    """
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = frozenset(names)
+        self.owner = visit().owner
         self.aborted = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -47,8 +52,18 @@ class Flights:
             self._under_way.difference_update(flights)
 
     def abort(self, name: str | None) -> int:
-        """End those called ``name``, or with ``None`` all; returns how many there were."""
-        found = [flight for flight in self._under_way if name is None or name in flight.names]
+        """End the caller's called ``name``, or anybody's for an admin; with ``None`` all, which only admins may.
+
+        Returns how many there were. Raises ``NotAllowed``.
+        """
+        if name is None:
+            require_admin("ending all requests")
+        who = visit()
+        found = [
+            flight
+            for flight in self._under_way
+            if name is None or (name in flight.names and (who.admin or flight.owner == who.owner))
+        ]
         for flight in found:
             flight.abort()
         return len(found)

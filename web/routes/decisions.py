@@ -22,6 +22,7 @@ from web.schemas import request_schema
 from web.service import Service
 from web.sse import until_disconnect
 from web.uploads import read_body
+from web.visit import visit
 
 
 def decisions_router(service: Service) -> APIRouter:
@@ -33,7 +34,7 @@ def decisions_router(service: Service) -> APIRouter:
         if not service.engine.ready:
             raise EngineUnavailable("the model is not ready; try again in a moment")
         body = await read_body(request, service.limits, service.upload_idle_seconds)
-        asked, questions, rows = await run_in_threadpool(_prepare, service, body)
+        asked, questions, rows = await visit().fetching(lambda: run_in_threadpool(_prepare, service, body))
         identity = f"decision-{request_id(request)}"
         work = score(
             service.engine, identity, rows, questions, cache_salt=asked.cache_salt, temperature=asked.temperature

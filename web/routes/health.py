@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
 from web.service import Service
+from web.visit import visit
 
 
 def health_router(service: Service, version: str) -> APIRouter:
@@ -31,20 +32,21 @@ def health_router(service: Service, version: str) -> APIRouter:
     @router.get("/get_server_info", include_in_schema=False)
     @router.get("/server_info")
     async def server_info() -> dict[str, Any]:
-        """Version, model, limits, and the engine's counters and gauges."""
+        """Version, model, limits, and the engine's counters and gauges, which only admins see where there are keys:
+        they tell what others do."""
         return {
             "version": version,
             "model": service.model.name,
             "max_model_len": service.max_model_len,
             "ready": service.engine.ready,
             "limits": dataclasses.asdict(service.limits),
-            "stats": dict(service.engine.stats()),
+            "stats": dict(service.engine.stats()) if visit().admin else {},
         }
 
     @router.get("/flush_cache", include_in_schema=False)
     @router.post("/flush_cache")
     async def flush_cache() -> dict[str, int]:
-        """Empties the caches of what no request is using; says how many tokens were dropped."""
+        """Empties the caches of what no request is using; says how many tokens were dropped. For admins."""
         return {"flushed_tokens": await service.engine.flush()}
 
     return router

@@ -222,6 +222,9 @@ export const words = {
   code_unsupported_constraint: ["This shape of answer cannot be enforced: make it simpler.", "无法强制此回答格式，请简化"],
   code_budget_too_small: ["There is no room for such an answer: start a new conversation.", "剩余长度不足以回答，请开始新对话"],
   code_queue_full: ["The server is busy: try again in a moment.", "服务器繁忙，请稍后再试"],
+  code_rate_limit_exceeded: ["Your API key's limit is reached: try again later.", "已达到此 API 密钥的限额，请稍后再试"],
+  code_not_allowed: ["Your API key may not do this.", "此 API 密钥无权执行该操作"],
+  code_image_not_fetched: ["The picture's address gave no picture: send the picture itself.", "无法从该地址取得图片，请直接上传图片"],
   code_engine_unavailable: ["The model is not ready: try again in a moment.", "模型未就绪，请稍后再试"],
   code_internal_error: ["The server failed on this: try again.", "服务器出错，请重试"],
 };
