@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import settings
 
 from mmserve.checkpoint import Checkpoint
 from mmserve.registry import load_registry
@@ -15,6 +16,11 @@ from tests.checkpoints import tiny_qwen2_vl
 
 if TYPE_CHECKING:
     from tests.web.fakes import FakeEngine, FakePrompts
+
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig
 
-from mmserve.checkpoint import FAMILIES, Checkpoint
+from mmserve.checkpoint import FAMILIES, GENERAL, Checkpoint
 from mmserve.errors import CheckpointError
 from mmserve.models.config import decoder_config, decoder_name
 from mmserve.models.families import BUILDERS, build_model
@@ -131,7 +131,7 @@ class TestNames:
 
 class TestBuild:
     def test_every_served_architecture_has_a_builder(self) -> None:
-        assert set(FAMILIES.values()) == set(BUILDERS)
+        assert {*FAMILIES.values(), GENERAL} == set(BUILDERS)
 
     @pytest.mark.parametrize("tied", [True, False])
     @pytest.mark.parametrize("layout", ["published", "saved again", "sharded", "new names"])
