@@ -94,6 +94,8 @@ class FakePrompts:
         return self._raw([ord(character) for character in text], pictures, cache_salt, "text")
 
     def build_ids(self, ids: Sequence[int], pictures: Sequence[bytes], *, cache_salt: str = "") -> Prompt:
+        if not all(0 <= id_ <= 0x10FFFF for id_ in ids):
+            raise InvalidField("there is no such token", param="input_ids")
         return self._raw(ids, pictures, cache_salt, "input_ids")
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:

@@ -81,6 +81,7 @@ def test_client_that_stops_reading_and_leaves_ends_its_request(live: str, engine
     url = httpx.URL(live)
     raw = socket.create_connection((url.host, url.port or 80))
     raw.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(body)) + body)
+    eventually(lambda: sent > 0)
     before = -1
     while sent > before:
         before = sent
