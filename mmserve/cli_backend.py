@@ -112,26 +112,7 @@ async def local_service(arguments: argparse.Namespace) -> AsyncIterator[Service]
         if not 1 < arguments.max_model_len <= checkpoint.max_model_len:
             raise ConfigError(f"--max-model-len must be 2 to {checkpoint.max_model_len} for {checkpoint.name}")
         checkpoint = dataclasses.replace(checkpoint, max_model_len=arguments.max_model_len)
-    config = EngineConfig(
-        device=arguments.device,
-        dtype=arguments.dtype,
-        quantization=arguments.quantization,
-        max_running=arguments.max_running,
-        step_tokens=arguments.step_tokens,
-        kv_slots=arguments.kv_slots,
-        memory_fraction=arguments.memory_fraction,
-        tier_bytes=arguments.tier_bytes,
-        tier_folder=arguments.tier_folder,
-    )
-    limits = Limits(
-        max_picture_bytes=arguments.max_picture_bytes,
-        max_picture_pixels=arguments.max_picture_pixels,
-        max_pictures=arguments.max_pictures,
-        max_captions=arguments.max_captions,
-        max_queue=arguments.max_queue,
-        max_kept_bytes=arguments.max_kept_bytes,
-        **limits_of(arguments),
-    )
+    config, limits = _engine_config(arguments), _limits(arguments)
     engine = await asyncio.to_thread(_build, checkpoint, config)
     # Imported here: they bring torch, which the commands that only talk to a server never need.
     from mmserve.engine.local import LocalEngineClient
@@ -171,6 +152,32 @@ async def local_service(arguments: argparse.Namespace) -> AsyncIterator[Service]
     finally:
         judge.close()
         await client.close()
+
+
+def _engine_config(arguments: argparse.Namespace) -> EngineConfig:
+    return EngineConfig(
+        device=arguments.device,
+        dtype=arguments.dtype,
+        quantization=arguments.quantization,
+        max_running=arguments.max_running,
+        step_tokens=arguments.step_tokens,
+        kv_slots=arguments.kv_slots,
+        memory_fraction=arguments.memory_fraction,
+        tier_bytes=arguments.tier_bytes,
+        tier_folder=arguments.tier_folder,
+    )
+
+
+def _limits(arguments: argparse.Namespace) -> Limits:
+    return Limits(
+        max_picture_bytes=arguments.max_picture_bytes,
+        max_picture_pixels=arguments.max_picture_pixels,
+        max_pictures=arguments.max_pictures,
+        max_captions=arguments.max_captions,
+        max_queue=arguments.max_queue,
+        max_kept_bytes=arguments.max_kept_bytes,
+        **limits_of(arguments),
+    )
 
 
 def _build(checkpoint: Checkpoint, config: EngineConfig) -> Engine:

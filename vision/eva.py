@@ -19,7 +19,7 @@ from mmserve.errors import ConfigError
 from mmserve.types import Grid
 from vision.cog import CogGeometry
 from vision.pixels import Pixels, check_grid
-from vision.vit import activation
+from vision.vit import MLP, activation
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -76,23 +76,13 @@ class TowerAttention(nn.Module):
         return out
 
 
-class TowerMLP(nn.Module):
-    def __init__(self, width: int, inner: int, act: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.fc1, self.fc2, self.act = nn.Linear(width, inner), nn.Linear(inner, width), act
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(self.act(self.fc1(x)))
-        return out
-
-
 class TowerLayer(nn.Module):
     """Attention and feed-forward, each with a norm behind it, added to the stream."""
 
     def __init__(self, width: int, heads: int, inner: int, eps: float, act: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.input_layernorm, self.post_attention_layernorm = (nn.LayerNorm(width, eps=eps) for _ in range(2))
-        self.attention, self.mlp = TowerAttention(width, heads), TowerMLP(width, inner, act)
+        self.attention, self.mlp = TowerAttention(width, heads), MLP(width, inner, act)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.input_layernorm(self.attention(x))
