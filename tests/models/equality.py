@@ -109,6 +109,23 @@ def check_equality(path: Path, asked: Sequence[Case], *, tokens: int = 8, refere
     return tally
 
 
+def check_conversations(path: Path, shown: tuple[int, int, int]) -> None:
+    """Conversations of one, two and three questions, with so many pictures each, have transformers' prompt ids."""
+    builder, processor = PromptBuilder(resolve(path), Limits()), Processor(path)
+    first, second, third = (case.pictures for case in cases(shown, sizes=((60, 100), (97, 97))))
+    turns: list[tuple[str, Sequence[Image.Image], str]] = [
+        ("user", first, "What is this?"),
+        ("assistant", (), "A dog, it's hidden."),
+        ("user", second, "  Where?\n"),
+        ("assistant", (), "猫"),
+        ("user", third, "Is there a red circle? "),
+    ]
+    for start in (0, 2, 4):
+        expected = processor.conversation(turns[start:])["input_ids"][0].tolist()
+        messages = [Message(role, Case(text, tuple(seen)).message.parts) for role, seen, text in turns[start:]]
+        assert builder.build(messages).token_ids.tolist() == expected
+
+
 def check_counts(path: Path, number: int, *, longest: int = 700, seed: int = 0) -> int:
     """Of ``number`` pictures of random sizes, alone and by twos, the rows that headers promise are those that the
     processor makes room for. Returns how many both sides refuse."""

@@ -14,10 +14,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 from mmserve.config import Limits
 from mmserve.models.families import build_model
 from mmserve.prompt import PromptBuilder, layout_for
-from mmserve.types import Message
 from tests.checkpoints import LLAVAS, QWEN_VLS, TEXT_MODELS, tiny_llava, tiny_qwen2_vl, tiny_qwen_vl, tiny_text
-from tests.models.equality import Case, cases, check_counts, check_equality, resolve
-from tests.reference import Processor
+from tests.models.equality import Case, cases, check_conversations, check_counts, check_equality, resolve
 
 PICTURES = (0, 1, 2, 3, 1, 1, 1, 1, 0, 2, 1, 3, 1, 1, 1, 2, 0, 1, 3, 1)
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -125,22 +123,7 @@ class TestCounts:
 class TestPrompts:
     @pytest.mark.parametrize("kind", [*TEXT_MODELS, *SEEING])
     def test_conversations_are_encoded_as_transformers_encodes_them(self, kind: str, tmp_path: Path) -> None:
-        path = tiny(tmp_path, kind)
-        builder, processor = PromptBuilder(resolve(path), Limits()), Processor(path)
-        pictures = [
-            case.pictures for case in cases((1, 0, 2) if kind in SEEING else (0, 0, 0), sizes=((60, 100), (97, 97)))
-        ]
-        turns = [
-            ("user", pictures[0], "What is this?"),
-            ("assistant", (), "A dog, it's hidden."),
-            ("user", pictures[1], "  Where?\n"),
-            ("assistant", (), "猫"),
-            ("user", pictures[2], "Is there a red circle? "),
-        ]
-        for start in (0, 2, 4):
-            expected = processor.conversation(turns[start:])["input_ids"][0].tolist()
-            messages = [Message(role, Case(text, tuple(shown)).message.parts) for role, shown, text in turns[start:]]
-            assert builder.build(messages).token_ids.tolist() == expected
+        check_conversations(tiny(tmp_path, kind), (1, 0, 2) if kind in SEEING else (0, 0, 0))
 
     @pytest.mark.parametrize("kind", SEEING)
     def test_a_placeholder_that_callers_type_is_text(self, kind: str, tmp_path: Path) -> None:

@@ -19,9 +19,8 @@ from mmserve.models import general
 from mmserve.models.families import build_model
 from mmserve.prompt import PromptBuilder, layout_for
 from mmserve.prompt import general as layouts
-from mmserve.types import Message
 from tests.checkpoints import GENERALS, tiny_general
-from tests.models.equality import Case, cases, check_counts, check_equality, resolve
+from tests.models.equality import Case, cases, check_conversations, check_counts, check_equality, resolve
 from tests.reference import Processor
 
 # transformers' GLM-4V processor makes arrays of tensors in a way that numpy is giving up.
@@ -167,20 +166,7 @@ class TestCounts:
 class TestPrompts:
     @pytest.mark.parametrize("kind", GENERALS)
     def test_conversations_are_encoded_as_transformers_encodes_them(self, kind: str, tmp_path: Path) -> None:
-        path = tiny_general(tmp_path, kind)
-        builder, processor = PromptBuilder(resolve(path), Limits()), Processor(path)
-        pictures = [case.pictures for case in cases((1, 0, 2), sizes=((60, 100), (97, 97)))]
-        turns = [
-            ("user", pictures[0], "What is this?"),
-            ("assistant", (), "A dog, it's hidden."),
-            ("user", pictures[1], "  Where?\n"),
-            ("assistant", (), "猫"),
-            ("user", pictures[2], "Is there a red circle? "),
-        ]
-        for start in (0, 2, 4):
-            expected = processor.conversation(turns[start:])["input_ids"][0].tolist()
-            messages = [Message(role, Case(text, tuple(shown)).message.parts) for role, shown, text in turns[start:]]
-            assert builder.build(messages).token_ids.tolist() == expected
+        check_conversations(tiny_general(tmp_path, kind), (1, 0, 2))
 
     @pytest.mark.parametrize("kind", GENERALS)
     def test_a_placeholder_that_callers_type_is_text(self, kind: str, tmp_path: Path) -> None:
