@@ -92,6 +92,7 @@ class Ledger:
     def __init__(self, path: Path, disk: Disk) -> None:
         self._path = path
         self._disk = disk
+        self._closed = False
         self._thread = ThreadPoolExecutor(1, "ledger")
         try:
             self._db = self._thread.submit(self._open).result()
@@ -136,8 +137,10 @@ class Ledger:
 
     def close(self) -> None:
         """After what was begun. May be called again."""
-        self._thread.submit(self._db.close).result() if not self._thread._shutdown else None
-        self._thread.shutdown()
+        if not self._closed:
+            self._closed = True
+            self._thread.submit(self._db.close).result()
+            self._thread.shutdown()
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, _typed, work)
