@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from mmserve.cli_backend import accepting, add_address, add_engine, add_model, local_service
+from mmserve.cli_batches import add_batches, desk_of
 from mmserve.cli_safety import add_safety, secured
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     add_address(parser.add_argument_group("address"))
     add_engine(parser)
     add_safety(parser)
+    add_batches(parser)
     group = parser.add_argument_group("operations")
     group.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML (or MMSERVE_CONFIG)")
     group.add_argument("--log-format", choices=["text", "json"], default="text", help="default: %(default)s")
@@ -73,11 +75,17 @@ async def _serve(arguments: argparse.Namespace) -> int:
 
     front = Front()
     with Signals() as signals:
-        async with accepting(front, arguments, own_signals=True) as (_, url), _loaded(arguments, signals) as service:
-            front.serve(create_app(service))
+        async with (
+            accepting(front, arguments, own_signals=True) as (_, url),
+            desk_of(arguments, url) as desk,  # before the model, which may take minutes, since it may be refused
+            _loaded(arguments, signals) as service,
+        ):
+            front.serve(create_app(service, desk))
+            await desk.start(service, front)  # by way of the front, so that a drain waits for what batches run
             _announce(f"{service.model.name} is served at {url}", arguments.log_format)
             await signals.first.wait()
             await drain(front, service.engine, signals.second, arguments.drain_seconds)
+            await desk.close()
     return signals.status
 
 

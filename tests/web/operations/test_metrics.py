@@ -19,7 +19,7 @@ from tests.web.fakes import FakeEngine, Step, png, say
 from tests.web.operations.reading import Metric, read
 from web.operations.catalogue import CATALOGUE, PREFIX, engine_families
 from web.operations.exposition import CONTENT_TYPE
-from web.operations.metrics import ServiceMetrics
+from web.operations.metrics import BATCH_OUTCOMES, ServiceMetrics
 
 pytestmark = pytest.mark.anyio
 
@@ -139,4 +139,5 @@ def test_the_guide_lists_every_metric_and_no_other() -> None:
     real = {*shown, *(PREFIX + entry.name for entry in CATALOGUE)}
     real |= {family.name for family in ServiceMetrics().families()}
     values = {"stop", "length", "abort", "refused", "error", "system", "picture", "history"}
+    values |= set(BATCH_OUTCOMES)
     assert listed - values == {name.removeprefix(PREFIX) for name in real}
