@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import platform
 import signal
+import subprocess
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -28,6 +33,7 @@ from bench.wire import Broken, address_of, ask, get
 
 CLIENTS = 64
 WATCHDOG = 10.0
+LINES = 1_000
 
 
 @dataclass(slots=True)
@@ -125,23 +131,104 @@ async def terminate(found: Server) -> Finding:
     return finding
 
 
+async def disk(found: Server, filler: Path) -> Finding:
+    """The disk under a running batch fills up, and has room again after ten seconds."""
+    finding = Finding("the disk under a running batch is full for ten seconds")
+    crowd = Crowd(address_of(found.url), 4)
+    async with httpx.AsyncClient(base_url=found.url, timeout=60) as http:
+        batch = await _submit(http, LINES)
+        await _until(http, batch, lambda now: now["request_counts"]["completed"] >= LINES // 10)
+        _fill(filler)
+        running = asyncio.create_task(crowd.run())
+        refused = await http.post("/v1/files", data={"purpose": "batch"}, files={"file": _lines(LINES)})
+        await asyncio.sleep(10)
+        during = (await http.get(f"/v1/batches/{batch}")).json()
+        crowd.stop()
+        await running
+        filler.unlink()
+        after = await _until(http, batch, lambda now: now["status"] not in ("in_progress", "finalizing"))
+        output = (await http.get(f"/v1/files/{after['output_file_id']}/content")).text.splitlines()
+        names = Counter(json.loads(line)["custom_id"] for line in output)
+    finding.lines += [
+        f"an upload then: {refused.status_code} {refused.json()['error']['code']}",
+        f"the batch then: {during['status']}, {during['request_counts']['completed']} of {LINES} answered",
+        f"questions beside it: {counted(crowd.outcomes)}",
+        f"the batch in the end: {after['status']}, {len(names)} of {LINES} lines, each once",
+    ]
+    finding.expect(refused.status_code == 507, "an upload to a full disk is a 507")
+    finding.expect(during["status"] == "in_progress", "the batch waits for room")
+    finding.expect(after["status"] == "completed", "the batch is completed")
+    finding.expect(len(names) == LINES and set(names.values()) == {1}, "every line is answered once")
+    finding.expect(all(o.what == "answered" for o in crowd.outcomes), "questions are answered meanwhile")
+    return finding
+
+
+def _lines(count: int) -> bytes:
+    bodies = [{"messages": [{"role": "user", "content": f"Say {i}."}], "max_tokens": 8} for i in range(count)]
+    lines = [
+        {"custom_id": str(i), "method": "POST", "url": "/v1/chat/completions", "body": body}
+        for i, body in enumerate(bodies)
+    ]
+    return "\n".join(map(json.dumps, lines)).encode()
+
+
+async def _submit(http: httpx.AsyncClient, lines: int) -> str:
+    file = (await http.post("/v1/files", data={"purpose": "batch"}, files={"file": _lines(lines)})).json()["id"]
+    asked = {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    return str((await http.post("/v1/batches", json=asked)).json()["id"])
+
+
+async def _until(http: httpx.AsyncClient, batch: str, reached: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The batch once ``reached`` says so. Raises ``TimeoutError`` after two minutes."""
+    async with asyncio.timeout(120):
+        while True:
+            now: dict[str, Any] = (await http.get(f"/v1/batches/{batch}")).json()
+            if reached(now):
+                return now
+            await asyncio.sleep(0.1)
+
+
+def _fill(path: Path) -> None:
+    """Write until the disk is full, to the last byte."""
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 9, 1):
+            with suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+
+
+@contextmanager
+def small_disk() -> Iterator[Path]:
+    """A disk of 8 MiB in memory. Raises ``RuntimeError`` where it may not be mounted (that takes root)."""
+    with tempfile.TemporaryDirectory() as folder:
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True)
+        if mounted.returncode:
+            raise RuntimeError(f"a small disk cannot be mounted: {mounted.stderr.decode().strip()}")
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["umount", folder], check=True)
+
+
 def _failed(outcomes: list[Outcome]) -> list[str]:
     told = Counter(f"{outcome.kind}: {outcome.detail}" for outcome in outcomes if outcome.what == "failed")
     return [f"{count} times {detail}" for detail, count in told.most_common(10)]
 
 
-ORDEALS: Mapping[str, Callable[[Server], Coroutine[None, None, Finding]]] = {
-    "kill": kill,
-    "hang": hang,
-    "terminate": terminate,
-}
+ORDEALS = ("kill", "hang", "disk", "terminate")
 
 
 def undergo(name: str) -> Finding:
-    with server("--watchdog-seconds", str(WATCHDOG)) as found:
+    """One of ``ORDEALS``, by a server of its own."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(small_disk()) if name == "disk" else None
+        data = ["--data-folder", str(folder / "data")] if folder else []
+        found = stack.enter_context(server("--watchdog-seconds", str(WATCHDOG), *data))
         try:
-            return asyncio.run(ORDEALS[name](found))
-        except (Broken, RuntimeError, httpx.HTTPError) as error:
+            if folder:
+                return asyncio.run(disk(found, folder / "filler"))
+            return asyncio.run({"kill": kill, "hang": hang, "terminate": terminate}[name](found))
+        except (Broken, RuntimeError, TimeoutError, httpx.HTTPError) as error:
             return Finding(name, failures=[f"{type(error).__name__}: {error}", *found.errors()[:5]])
 
 
