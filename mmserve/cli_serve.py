@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from mmserve.cli_backend import accepting, add_address, add_engine, add_model, local_service
 from mmserve.cli_batches import add_batches, desk_of
+from mmserve.cli_engine import load_apart
 from mmserve.cli_safety import add_safety, secured
 
 if TYPE_CHECKING:
@@ -55,6 +56,13 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         "--drain-seconds", type=float, default=25.0, metavar="S", help="for running requests at the end (%(default)s)"
     )
     group.add_argument(
+        "--watchdog-seconds",
+        type=_seconds,
+        default=300.0,
+        metavar="S",
+        help="an engine that has work and does no step for so long is started again; 0 never (%(default)s)",
+    )
+    group.add_argument(
         "--otlp-traces-endpoint",
         metavar="URL",
         help="send traces to http://HOST:4318/v1/traces or the like (or OTEL_EXPORTER_OTLP_ENDPOINT)",
@@ -63,6 +71,14 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         if action.metavar is None and action.type in (int, float):
             action.metavar = "N"
     parser.set_defaults(settings=parser, log_level="info")
+
+
+def _seconds(text: str) -> float:
+    """Raises ``ValueError`` for what is no time."""
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(text)
+    return seconds
 
 
 def run_serve(arguments: argparse.Namespace) -> int:
@@ -101,7 +117,12 @@ def _announce(text: str, log_format: str) -> None:
 async def _loaded(arguments: argparse.Namespace, signals: Signals) -> AsyncIterator[Service]:
     # Reading weights cannot be interrupted, and nobody is being served who would have to be told.
     signals.at_once = True
-    async with local_service(arguments) as loaded:
+    load = load_apart(
+        watchdog_seconds=arguments.watchdog_seconds,
+        log_level=arguments.log_level,
+        log_format=arguments.log_format,
+    )
+    async with local_service(arguments, load) as loaded:
         service = secured(loaded, arguments)
         signals.at_once = False
         yield service

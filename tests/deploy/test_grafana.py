@@ -104,5 +104,6 @@ NOT_SHOWN = {
     "encoder_cache_pictures",
     "encoder_cache_bytes",
     "engine_steps_total",
+    "engine_restarts_total",
 }
 """Left to whoever looks for a cause."""
