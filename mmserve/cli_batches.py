@@ -18,7 +18,7 @@ from mmserve.config import BatchLimits
 from mmserve.errors import ConfigError
 
 if TYPE_CHECKING:
-    from web.batches.desk import Desk
+    from web.batches.service import BatchService
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _LIMITS = {
 
 
 def add_batches(parser: argparse.ArgumentParser) -> None:
-    """Options that :func:`desk_of` reads."""
+    """Options that :func:`batch_service_of` reads."""
     group = parser.add_argument_group("files and batches")
     group.add_argument(
         "--data-folder",
@@ -52,13 +52,13 @@ def add_batches(parser: argparse.ArgumentParser) -> None:
 
 
 @asynccontextmanager
-async def desk_of(arguments: argparse.Namespace, url: str) -> AsyncIterator[Desk]:
+async def batch_service_of(arguments: argparse.Namespace, url: str) -> AsyncIterator[BatchService]:
     """Files and batches as these options want them, until the block ends. Raises ``ConfigError``."""
-    desk = await asyncio.to_thread(_open, arguments, _limits(arguments), urlsplit(url).port or 0)
+    batch_service = await asyncio.to_thread(_open, arguments, _limits(arguments), urlsplit(url).port or 0)
     try:
-        yield desk
+        yield batch_service
     finally:
-        await desk.close()
+        await batch_service.close()
 
 
 def _limits(arguments: argparse.Namespace) -> BatchLimits:
@@ -70,23 +70,23 @@ def _limits(arguments: argparse.Namespace) -> BatchLimits:
     return BatchLimits(**given)
 
 
-def _open(arguments: argparse.Namespace, limits: BatchLimits, port: int) -> Desk:
-    from web.batches.desk import Desk
+def _open(arguments: argparse.Namespace, limits: BatchLimits, port: int) -> BatchService:
+    from web.batches.service import BatchService
 
     if arguments.data_folder is not None:
-        return Desk(arguments.data_folder, limits)
+        return BatchService(arguments.data_folder, limits)
     # A port that was given is the server's own for as long as it runs, and the same when it is started again; a free
     # one that it was lent will be another's.
     if arguments.port:
         try:
-            return Desk(state_folder(os.environ, sys.platform) / str(port), limits)
+            return BatchService(state_folder(os.environ, sys.platform) / str(port), limits)
         except ConfigError as error:
             reason = str(error)
     else:
         reason = "the port is another at each start"
     folder = Path(tempfile.mkdtemp(prefix="mmserve-data-"))
     log.warning("files and batches are lost when this server ends, unless --data-folder names a place: %s", reason)
-    return Desk(folder, limits, temporary=True)
+    return BatchService(folder, limits, temporary=True)
 
 
 def state_folder(environ: Mapping[str, str], platform: str) -> Path:

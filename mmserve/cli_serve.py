@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from mmserve.cli_backend import accepting, add_address, add_engine, add_model, local_service
-from mmserve.cli_batches import add_batches, desk_of
+from mmserve.cli_batches import add_batches, batch_service_of
 from mmserve.cli_engine import load_apart
 from mmserve.cli_safety import add_safety, secured
 
@@ -93,15 +93,17 @@ async def _serve(arguments: argparse.Namespace) -> int:
     with Signals() as signals:
         async with (
             accepting(front, arguments, own_signals=True) as (_, url),
-            desk_of(arguments, url) as desk,  # before the model, which may take minutes, since it may be refused
+            batch_service_of(
+                arguments, url
+            ) as batch_service,  # before the model, which may take minutes, since it may be refused
             _loaded(arguments, signals) as service,
         ):
-            front.serve(create_app(service, desk))
-            await desk.start(service, front)  # by way of the front, so that a drain waits for what batches run
+            front.serve(create_app(service, batch_service))
+            await batch_service.start(service, front)  # by way of the front, so that a drain waits for what batches run
             _announce(f"{service.model.name} is served at {url}", arguments.log_format)
             await signals.first.wait()
             await drain(front, service.engine, signals.second, arguments.drain_seconds)
-            await desk.close()
+            await batch_service.close()
     return signals.status
 
 

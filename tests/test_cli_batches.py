@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from mmserve.cli import build_parser
-from mmserve.cli_batches import desk_of, state_folder
+from mmserve.cli_batches import batch_service_of, state_folder
 from mmserve.config import BatchLimits
 from mmserve.errors import ConfigError
-from web.batches.desk import Desk
+from web.batches.service import BatchService
 
 pytestmark = pytest.mark.anyio
 
@@ -23,9 +23,9 @@ URL = "http://127.0.0.1:8123"
 async def opened(*options: str, url: str = URL) -> tuple[Path, BatchLimits]:
     """The folder of a server with these options, which has ended, and its limits."""
     arguments = build_parser().parse_args(["serve", "--port", "8123", *options])
-    async with desk_of(arguments, url) as desk:
-        assert (desk._folder / "ledger.sqlite3").exists()
-        return desk._folder, desk.limits
+    async with batch_service_of(arguments, url) as batch_service:
+        assert (batch_service._folder / "ledger.sqlite3").exists()
+        return batch_service._folder, batch_service.limits
 
 
 async def test_a_folder_that_was_named(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ async def test_a_default_that_cannot_be_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    other = await asyncio.to_thread(Desk, tmp_path / "mmserve" / "8123")
+    other = await asyncio.to_thread(BatchService, tmp_path / "mmserve" / "8123")
     folder, _ = await opened()
     await other.close()
     assert not folder.exists()

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from mmserve import __version__
 from web.access.gate import Gate
 from web.access.owned import owned
-from web.batches.desk import Desk
+from web.batches.service import BatchService
 from web.cors import add_cors
 from web.errors import install_error_handlers
 from web.middleware import Guard
@@ -29,10 +29,10 @@ from web.routes.vqa import vqa_router
 from web.service import Service
 
 
-def create_app(service: Service, desk: Desk | None = None) -> FastAPI:
-    """The application; holds no state but ``service``, ``desk`` and the names of unknown fields that were logged.
+def create_app(service: Service, batch_service: BatchService | None = None) -> FastAPI:
+    """The application. Its state is in ``service`` and ``batch_service``, but for the unknown fields it has logged.
 
-    Without a ``desk`` there are no files and batches. The caller starts and closes it.
+    Without a ``batch_service`` there are no files and batches. The caller starts and closes it.
 
     FastAPI's documentation pages load their scripts from elsewhere, so they are off; ``/openapi.json`` is on.
     """
@@ -53,9 +53,9 @@ def create_app(service: Service, desk: Desk | None = None) -> FastAPI:
     app.include_router(chat_router(service))
     app.include_router(completions_router(service))
     app.include_router(responses_router(service))
-    if desk is not None:
-        app.include_router(files_router(service, desk))
-        app.include_router(batches_router(service, desk))
+    if batch_service is not None:
+        app.include_router(files_router(service, batch_service))
+        app.include_router(batches_router(service, batch_service))
     app.include_router(decisions_router(service))
     app.include_router(native_router(service))
     app.include_router(models_router(service))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 
-from mmserve.engine.desk import Desk
 from mmserve.engine.engine import Engine
 from mmserve.engine.loop import EngineLoop
+from mmserve.engine.mailboxes import Mailboxes
 from mmserve.errors import MMServeError
 from mmserve.types import Request, TokenEvent
 
@@ -20,8 +20,8 @@ class LocalEngineClient:
 
     def __init__(self, engine: Engine, *, max_queue: int = 4096) -> None:
         self._engine = engine
-        self._desk = Desk(self, max_model_len=engine.max_model_len, max_queue=max_queue)
-        self._loop = EngineLoop(engine, self._desk.deliver)
+        self._mailboxes = Mailboxes(self, max_model_len=engine.max_model_len, max_queue=max_queue)
+        self._loop = EngineLoop(engine, self._mailboxes.deliver)
 
     @property
     def ready(self) -> bool:
@@ -36,10 +36,10 @@ class LocalEngineClient:
         return self._engine.stats()
 
     def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
-        return self._desk.generate(request)
+        return self._mailboxes.generate(request)
 
     async def submit(self, request: Request, /) -> None:
-        """For the desk: a request whose limits are resolved."""
+        """For the mailboxes: a request whose limits are resolved."""
         self._loop.submit(request)
 
     def abort(self, request_id: str, /) -> None:

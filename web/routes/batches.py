@@ -13,9 +13,9 @@ from starlette.requests import Request
 
 from mmserve.errors import InvalidField
 from web.batches.batchrows import BatchRecord, new_batch_id
-from web.batches.desk import Desk
 from web.batches.expiry import ExpiresAfter
 from web.batches.filerows import new_file_id
+from web.batches.service import BatchService
 from web.errors import explain
 from web.routes.files import page_json
 from web.schemas import IgnoredFields, request_schema
@@ -61,7 +61,7 @@ class BatchRequest(BaseModel):
         return seconds
 
 
-def batches_router(service: Service, desk: Desk) -> APIRouter:
+def batches_router(service: Service, batch_service: BatchService) -> APIRouter:
     """A batch belongs to the key that made it; to others it is as none."""
     router = APIRouter(tags=["OpenAI"])
     ignored = IgnoredFields()
@@ -72,30 +72,30 @@ def batches_router(service: Service, desk: Desk) -> APIRouter:
         asked = _parse(await read_body(request, service.limits, service.upload_idle_seconds))
         for name in ignored.new(list(asked.model_extra or {})):
             logger.info("the field %r of a batch has no meaning here and is ignored", name)
-        batch = _record(asked, service.model.name, int(desk.clock()), desk.limits.kept_seconds)
-        file = await desk.files.find(batch.owner, batch.input_id, "input_file_id")
+        batch = _record(asked, service.model.name, int(batch_service.clock()), batch_service.limits.kept_seconds)
+        file = await batch_service.files.find(batch.owner, batch.input_id, "input_file_id")
         if file.purpose != "batch":
             raise InvalidField(
                 f'the file {file.id} has the purpose "{file.purpose}"; upload it with the purpose "batch"',
                 param="input_file_id",
             )
-        return (await desk.create(batch)).to_json()
+        return (await batch_service.create(batch)).to_json()
 
     @router.get("/v1/batches", response_model=None)
     async def list_batches(after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> dict[str, Any]:
         """The caller's batches, the newest first."""
-        batches, more = await desk.page(visit().owner, after=after, limit=limit)
+        batches, more = await batch_service.page(visit().owner, after=after, limit=limit)
         return page_json([batch.to_json() for batch in batches], more)
 
     @router.get("/v1/batches/{identity}", response_model=None)
     async def one_batch(identity: str) -> dict[str, Any]:
         """Where a batch stands."""
-        return (await desk.get(visit().owner, identity)).to_json()
+        return (await batch_service.get(visit().owner, identity)).to_json()
 
     @router.post("/v1/batches/{identity}/cancel", response_model=None)
     async def cancel_batch(identity: str) -> dict[str, Any]:
         """Ends a batch. What it has answered is in its files; what runs is given up."""
-        return (await desk.cancel(visit().owner, identity)).to_json()
+        return (await batch_service.cancel(visit().owner, identity)).to_json()
 
     return router
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from web.batches.desk import Desk
+from web.batches.service import BatchService
 from web.batches.uploads import PURPOSES, receive_file
 from web.service import Service
 from web.visit import visit
@@ -16,15 +16,15 @@ from web.visit import visit
 MOST = 10_000
 
 
-def files_router(service: Service, desk: Desk) -> APIRouter:
+def files_router(service: Service, batch_service: BatchService) -> APIRouter:
     """A file belongs to the key that sent it; to others it is as none."""
     router = APIRouter(tags=["OpenAI"])
-    store = desk.files
+    store = batch_service.files
 
     @router.post("/v1/files", openapi_extra=_description(), response_model=None)
     async def upload_file(request: Request) -> dict[str, Any]:
         """Keeps a file; it goes to the disk as it arrives, and exists whole or not at all."""
-        return (await receive_file(request, service, store, desk.limits)).to_json()
+        return (await receive_file(request, service, store, batch_service.limits)).to_json()
 
     @router.get("/v1/files", response_model=None)
     async def list_files(

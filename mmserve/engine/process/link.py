@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Self, cast
 
-from mmserve.engine.desk import Desk
+from mmserve.engine.mailboxes import Mailboxes
 from mmserve.engine.process.channel import ChannelClosed, encode, receive_from
 from mmserve.engine.process.messages import (
     Abort,
@@ -71,7 +71,7 @@ class EngineLink:
         self._process, self._reader, self._writer = process, reader, writer
         self._max_queue, self._watchdog_seconds = max_queue, watchdog_seconds
         self._watchdog = Watchdog(max(watchdog_seconds, LOADING_SECONDS), time.monotonic())
-        self._loaded: Future[Desk] = asyncio.get_running_loop().create_future()
+        self._loaded: Future[Mailboxes] = asyncio.get_running_loop().create_future()
         self._numbers = itertools.count()
         self._flushes: dict[int, Future[int]] = {}
         self._requests: dict[str, Request] = {}
@@ -195,7 +195,7 @@ class EngineLink:
         elif isinstance(message, Ready) and not self._loaded.done():
             self.stats = message.stats
             self._watchdog = Watchdog(self._watchdog_seconds, time.monotonic())
-            self._loaded.set_result(Desk(self, max_model_len=message.max_model_len, max_queue=self._max_queue))
+            self._loaded.set_result(Mailboxes(self, max_model_len=message.max_model_len, max_queue=self._max_queue))
         elif isinstance(message, LoadFailed) and not self._loaded.done():
             self._loaded.set_exception(message.error)
 

@@ -15,8 +15,8 @@ import httpx
 
 from mmserve.config import BatchLimits
 from web.app import create_app
-from web.batches.desk import Desk
 from web.batches.disk import Disk
+from web.batches.service import BatchService
 from web.service import Service
 
 CHAT: Final = "/v1/chat/completions"
@@ -39,7 +39,7 @@ async def soon(seconds: float) -> None:
 
 @dataclass
 class Office:
-    desk: Desk
+    batches: BatchService
     http: httpx.AsyncClient
     headers: Mapping[str, str]
 
@@ -102,15 +102,15 @@ async def office(
     headers: Mapping[str, str] | None = None,
     closing: float = 5.0,
 ) -> AsyncIterator[Office]:
-    desk = Desk(folder, limits, disk=disk, clock=clock or Clock(), sleep=sleep)
+    batches = BatchService(folder, limits, disk=disk, clock=clock or Clock(), sleep=sleep)
     try:
-        app = create_app(service, desk)
+        app = create_app(service, batches)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-            await desk.start(service, app)
-            yield Office(desk, http, headers or {})
+            await batches.start(service, app)
+            yield Office(batches, http, headers or {})
     finally:
-        await desk.close(closing)
+        await batches.close(closing)
 
 
 def line(custom_id: str, content: str = "What?", url: str = CHAT, **fields: Any) -> dict[str, Any]:
@@ -133,9 +133,11 @@ def each_once(lines: Iterable[Mapping[str, Any]], count: int) -> None:
     assert found == Counter({f"r{i}": 1 for i in range(count)})
 
 
-async def asgi_post(desk: Office, path: str, body: AsyncIterator[bytes], headers: Mapping[str, str]) -> dict[str, Any]:
+async def asgi_post(
+    server: Office, path: str, body: AsyncIterator[bytes], headers: Mapping[str, str]
+) -> dict[str, Any]:
     """A request whose pieces are made as they are read: httpx' transport has them all at once."""
-    app = desk.http._transport.app  # type: ignore[attr-defined]
+    app = server.http._transport.app  # type: ignore[attr-defined]
     start: dict[str, Any] = {}
     answer = b""
 

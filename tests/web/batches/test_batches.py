@@ -17,18 +17,18 @@ from mmserve.errors import ConfigError, EngineUnavailable, MMServeError, QueueFu
 from mmserve.types import Request
 from tests.web.batches.office import CHAT, Clock, each_once, jsonl, line, numbered, office
 from tests.web.fakes import FakeEngine, Step, say, silence
-from web.batches.desk import Desk
+from web.batches.service import BatchService
 from web.service import Service
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_every_request_is_answered_once(service: Service, folder: Path) -> None:
-    async with office(service, folder) as desk:
-        made = await desk.batch(numbered(30), metadata={"job": "nightly"})
+    async with office(service, folder) as server:
+        made = await server.batch(numbered(30), metadata={"job": "nightly"})
         assert made["status"] == "validating"
-        batch = await desk.until(made["id"], "completed")
-        output, errors = await desk.answers(batch)
+        batch = await server.until(made["id"], "completed")
+        output, errors = await server.answers(batch)
     each_once(output, 30)
     assert not errors
     assert batch["error_file_id"] is None
@@ -47,10 +47,10 @@ async def test_every_request_is_answered_once(service: Service, folder: Path) ->
 
 async def test_a_line_is_what_the_route_answers(service: Service, folder: Path) -> None:
     request = line("a", "What is it?", temperature=0)
-    async with office(service, folder) as desk:
-        direct = (await desk.http.post(CHAT, json=request["body"])).json()
-        batch = await desk.until((await desk.batch(jsonl([request])))["id"], "completed")
-        [answer], _ = await desk.answers(batch)
+    async with office(service, folder) as server:
+        direct = (await server.http.post(CHAT, json=request["body"])).json()
+        batch = await server.until((await server.batch(jsonl([request])))["id"], "completed")
+        [answer], _ = await server.answers(batch)
     assert answer["error"] is None
     assert answer["id"].startswith("batch_req_")
     assert answer["response"]["status_code"] == 200
@@ -69,19 +69,19 @@ async def test_a_line_is_what_the_route_answers(service: Service, folder: Path) 
 )
 async def test_other_endpoints(service: Service, folder: Path, url: str, body: dict[str, Any]) -> None:
     request = {"custom_id": "a", "method": "POST", "url": url, "body": {"model": "default"} | body}
-    async with office(service, folder) as desk:
-        batch = await desk.until((await desk.batch(jsonl([request]), endpoint=url))["id"], "completed")
-        [answer], _ = await desk.answers(batch)
+    async with office(service, folder) as server:
+        batch = await server.until((await server.batch(jsonl([request]), endpoint=url))["id"], "completed")
+        [answer], _ = await server.answers(batch)
     assert answer["response"]["status_code"] == 200
     assert batch["usage"]["output_tokens"] == 3
 
 
 async def test_what_a_route_refuses_goes_to_the_file_of_errors(service: Service, folder: Path) -> None:
     requests = [line("r0"), line("r1", temperature=-1), line("r2", stream=True), line("r3", model="other")]
-    async with office(service, folder) as desk:
-        direct = (await desk.http.post(CHAT, json=requests[1]["body"])).json()
-        batch = await desk.until((await desk.batch(jsonl(requests)))["id"], "completed")
-        output, errors = await desk.answers(batch)
+    async with office(service, folder) as server:
+        direct = (await server.http.post(CHAT, json=requests[1]["body"])).json()
+        batch = await server.until((await server.batch(jsonl(requests)))["id"], "completed")
+        output, errors = await server.answers(batch)
     each_once(output + errors, 4)
     told = {each["custom_id"]: each for each in errors}
     assert told["r1"]["response"]["status_code"] == 400
@@ -101,9 +101,9 @@ async def test_what_is_only_too_much_now_is_asked_again(service: Service, engine
         return [refusals[len(tries) % 2]] if len(tries) <= 6 else say("yes", request=request)
 
     engine.script = script
-    async with office(service, folder) as desk:
-        batch = await desk.until((await desk.batch(numbered(3)))["id"], "completed")
-        output, errors = await desk.answers(batch)
+    async with office(service, folder) as server:
+        batch = await server.until((await server.batch(numbered(3)))["id"], "completed")
+        output, errors = await server.answers(batch)
     each_once(output, 3)
     assert not errors
     assert len(tries) == 9
@@ -111,9 +111,9 @@ async def test_what_is_only_too_much_now_is_asked_again(service: Service, engine
 
 async def test_a_fault_of_ours_is_a_failed_request(service: Service, engine: FakeEngine, folder: Path) -> None:
     engine.script = lambda _: [MMServeError("the device failed")]
-    async with office(service, folder) as desk:
-        batch = await desk.until((await desk.batch(numbered(1)))["id"], "completed")
-        output, errors = await desk.answers(batch)
+    async with office(service, folder) as server:
+        batch = await server.until((await server.batch(numbered(1)))["id"], "completed")
+        output, errors = await server.answers(batch)
     assert not output
     assert batch["output_file_id"] is None
     assert errors[0]["response"]["status_code"] == 500
@@ -128,18 +128,18 @@ async def test_no_more_run_at_a_time_than_it_may(service: Service, engine: FakeE
         return say("a", "b", request=request, wait=0.001)
 
     engine.script = script
-    async with office(service, folder, limits=BatchLimits(concurrency=3)) as desk:
-        ids = [(await desk.batch(numbered(20)))["id"] for _ in range(3)]
+    async with office(service, folder, limits=BatchLimits(concurrency=3)) as server:
+        ids = [(await server.batch(numbered(20)))["id"] for _ in range(3)]
         for id_ in ids:
-            await desk.until(id_, "completed")
+            await server.until(id_, "completed")
     assert most == 3
 
 
 async def test_characters_that_some_take_for_line_ends(service: Service, engine: FakeEngine, folder: Path) -> None:
     engine.script = lambda request: say("a\u2028b\x85c\n", request=request)
-    async with office(service, folder) as desk:
-        batch = await desk.until((await desk.batch(jsonl([line("\u2028é")])))["id"], "completed")
-        content = await desk.get(f"/v1/files/{batch['output_file_id']}/content")
+    async with office(service, folder) as server:
+        batch = await server.until((await server.batch(jsonl([line("\u2028é")])))["id"], "completed")
+        content = await server.get(f"/v1/files/{batch['output_file_id']}/content")
     assert len(content.text.splitlines()) == 1
     answer = json.loads(content.text)
     assert answer["custom_id"] == "\u2028é"
@@ -171,8 +171,8 @@ FAULTS: list[tuple[bytes, str, str | None, int | None]] = [
 async def test_a_file_that_is_no_batch_fails(
     service: Service, engine: FakeEngine, folder: Path, data: bytes, code: str, param: str | None, number: int | None
 ) -> None:
-    async with office(service, folder, limits=BatchLimits(max_batch_requests=50)) as desk:
-        batch = await desk.until((await desk.batch(data))["id"], "failed")
+    async with office(service, folder, limits=BatchLimits(max_batch_requests=50)) as server:
+        batch = await server.until((await server.batch(data))["id"], "failed")
     assert batch["errors"]["object"] == "list"
     [error] = batch["errors"]["data"]
     assert (error["code"], error["param"], error["line"]) == (code, param, number)
@@ -183,18 +183,18 @@ async def test_a_file_that_is_no_batch_fails(
 
 
 async def test_all_faults_are_told_by_their_lines_up_to_a_hundred(service: Service, folder: Path) -> None:
-    async with office(service, folder) as desk:
-        few = await desk.until((await desk.batch(b"x\n" + numbered(1) + b"y\n" + numbered(1)))["id"], "failed")
-        many = await desk.until((await desk.batch(b"x\n" * 1000))["id"], "failed")
+    async with office(service, folder) as server:
+        few = await server.until((await server.batch(b"x\n" + numbered(1) + b"y\n" + numbered(1)))["id"], "failed")
+        many = await server.until((await server.batch(b"x\n" * 1000))["id"], "failed")
     assert [error["line"] for error in few["errors"]["data"]] == [1, 3, 4]
     assert [error["line"] for error in many["errors"]["data"]] == list(range(1, 101))
 
 
 async def test_a_byte_order_mark_and_empty_lines_are_let_through(service: Service, folder: Path) -> None:
-    async with office(service, folder) as desk:
+    async with office(service, folder) as server:
         data = b"\xef\xbb\xbf" + numbered(2).replace(b"\n", b"\r\n\r\n").rstrip()
-        batch = await desk.until((await desk.batch(data))["id"], "completed")
-        output, _ = await desk.answers(batch)
+        batch = await server.until((await server.batch(data))["id"], "completed")
+        output, _ = await server.answers(batch)
     each_once(output, 2)
 
 
@@ -214,35 +214,37 @@ async def test_a_byte_order_mark_and_empty_lines_are_let_through(service: Servic
 async def test_a_batch_that_is_wrong_is_refused(
     service: Service, folder: Path, fields: dict[str, Any], param: str
 ) -> None:
-    async with office(service, folder) as desk:
-        file = (await desk.upload(numbered(1))).json()
+    async with office(service, folder) as server:
+        file = (await server.upload(numbered(1))).json()
         body = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h"} | fields
-        response = await desk.http.post("/v1/batches", json=body)
+        response = await server.http.post("/v1/batches", json=body)
         assert response.status_code == 400
         assert response.json()["error"]["param"] == param
-        assert (await desk.get("/v1/batches")).json()["data"] == []
+        assert (await server.get("/v1/batches")).json()["data"] == []
 
 
 async def test_its_input_must_be_a_file_for_batches(service: Service, folder: Path) -> None:
-    async with office(service, folder) as desk:
-        other = (await desk.upload(numbered(1), "user_data")).json()["id"]
+    async with office(service, folder) as server:
+        other = (await server.upload(numbered(1), "user_data")).json()["id"]
         for id_, status in (("file-none", 404), (other, 400)):
             body = {"input_file_id": id_, "endpoint": CHAT, "completion_window": "24h"}
-            response = await desk.http.post("/v1/batches", json=body)
+            response = await server.http.post("/v1/batches", json=body)
             assert response.status_code == status
             assert response.json()["error"]["param"] == "input_file_id"
 
 
 async def test_cancel_gives_what_was_answered(service: Service, engine: FakeEngine, folder: Path) -> None:
     engine.script = lambda request: say("yes", request=request) if len(engine.requests) <= 5 else silence(request)
-    async with office(service, folder, limits=BatchLimits(concurrency=2)) as desk:
-        id_ = (await desk.batch(numbered(600)))["id"]
-        await desk.when(id_, lambda batch: bool(batch["request_counts"]["completed"] == 5 and len(engine.running) == 2))
-        cancelling = (await desk.http.post(f"/v1/batches/{id_}/cancel")).json()
+    async with office(service, folder, limits=BatchLimits(concurrency=2)) as server:
+        id_ = (await server.batch(numbered(600)))["id"]
+        await server.when(
+            id_, lambda batch: bool(batch["request_counts"]["completed"] == 5 and len(engine.running) == 2)
+        )
+        cancelling = (await server.http.post(f"/v1/batches/{id_}/cancel")).json()
         assert cancelling["status"] == "cancelling"
-        batch = await desk.until(id_, "cancelled")
-        again = await desk.http.post(f"/v1/batches/{id_}/cancel")
-        output, errors = await desk.answers(batch)
+        batch = await server.until(id_, "cancelled")
+        again = await server.http.post(f"/v1/batches/{id_}/cancel")
+        output, errors = await server.answers(batch)
     assert again.json()["status"] == "cancelled"
     each_once(output + errors, 600)
     assert len(output) == 5
@@ -254,10 +256,10 @@ async def test_cancel_gives_what_was_answered(service: Service, engine: FakeEngi
 
 
 async def test_what_has_ended_cannot_be_cancelled(service: Service, folder: Path) -> None:
-    async with office(service, folder) as desk:
-        batch = await desk.until((await desk.batch(numbered(1)))["id"], "completed")
-        response = await desk.http.post(f"/v1/batches/{batch['id']}/cancel")
-        missing = await desk.http.post("/v1/batches/batch_none/cancel")
+    async with office(service, folder) as server:
+        batch = await server.until((await server.batch(numbered(1)))["id"], "completed")
+        response = await server.http.post(f"/v1/batches/{batch['id']}/cancel")
+        missing = await server.http.post("/v1/batches/batch_none/cancel")
     assert response.status_code == 409
     assert response.json()["error"]["code"] == "batch_ended"
     assert missing.status_code == 404
@@ -267,16 +269,16 @@ async def test_a_batch_expires_with_what_was_answered(
     service: Service, engine: FakeEngine, folder: Path, unix: Clock
 ) -> None:
     engine.script = lambda request: say("yes", request=request) if len(engine.requests) <= 4 else silence(request)
-    async with office(service, folder, clock=unix) as desk:
-        id_ = (await desk.batch(numbered(20), completion_window="1h"))["id"]
-        await desk.when(id_, lambda batch: bool(batch["request_counts"]["completed"] == 4))
+    async with office(service, folder, clock=unix) as server:
+        id_ = (await server.batch(numbered(20), completion_window="1h"))["id"]
+        await server.when(id_, lambda batch: bool(batch["request_counts"]["completed"] == 4))
         unix.now += 3599
-        await desk.desk.sweep()
-        assert (await desk.look(id_))["status"] == "in_progress"
+        await server.batches.sweep()
+        assert (await server.look(id_))["status"] == "in_progress"
         unix.now += 1
-        await desk.desk.sweep()
-        batch = await desk.until(id_, "expired")
-        output, errors = await desk.answers(batch)
+        await server.batches.sweep()
+        batch = await server.until(id_, "expired")
+        output, errors = await server.answers(batch)
     each_once(output + errors, 20)
     assert len(output) == 4
     assert {each["error"]["code"] for each in errors} == {"batch_expired"}
@@ -285,14 +287,14 @@ async def test_a_batch_expires_with_what_was_answered(
 
 
 async def test_answers_expire_when_asked_to(service: Service, folder: Path, unix: Clock) -> None:
-    async with office(service, folder, clock=unix) as desk:
+    async with office(service, folder, clock=unix) as server:
         policy = {"anchor": "created_at", "seconds": 3600}
-        batch = await desk.until((await desk.batch(numbered(1), output_expires_after=policy))["id"], "completed")
+        batch = await server.until((await server.batch(numbered(1), output_expires_after=policy))["id"], "completed")
         path = f"/v1/files/{batch['output_file_id']}"
-        assert (await desk.get(path)).json()["expires_at"] == unix.now + 3600
+        assert (await server.get(path)).json()["expires_at"] == unix.now + 3600
         unix.now += 3600
-        assert (await desk.get(path)).status_code == 404
-        await desk.desk.sweep()
+        assert (await server.get(path)).status_code == 404
+        await server.batches.sweep()
         assert batch["output_file_id"] not in {each.name for each in (folder / "files").iterdir()}
 
 
@@ -305,30 +307,30 @@ async def test_a_batch_goes_on_without_its_deleted_input(service: Service, engin
         yield from say("yes", request=request)
 
     engine.script = script
-    async with office(service, folder, limits=BatchLimits(concurrency=2)) as desk:
-        made = await desk.batch(numbered(200))
-        await desk.until(made["id"], "in_progress")
+    async with office(service, folder, limits=BatchLimits(concurrency=2)) as server:
+        made = await server.batch(numbered(200))
+        await server.until(made["id"], "in_progress")
         input_id = made["input_file_id"]
-        assert (await desk.http.delete(f"/v1/files/{input_id}")).json()["deleted"] is True
-        assert (await desk.get(f"/v1/files/{input_id}")).status_code == 404
+        assert (await server.http.delete(f"/v1/files/{input_id}")).json()["deleted"] is True
+        assert (await server.get(f"/v1/files/{input_id}")).status_code == 404
         assert (folder / "files" / input_id).exists()
         wait.set()
-        batch = await desk.until(made["id"], "completed")
-        output, _ = await desk.answers(batch)
-        await desk.desk.settled()
+        batch = await server.until(made["id"], "completed")
+        output, _ = await server.answers(batch)
+        await server.batches.settled()
         assert not (folder / "files" / input_id).exists()
     each_once(output, 200)
 
 
 async def test_pages_of_batches(service: Service, folder: Path) -> None:
-    async with office(service, folder) as desk:
-        ids = [(await desk.batch(numbered(1)))["id"] for _ in range(5)]
-        first = (await desk.get("/v1/batches?limit=2")).json()
-        second = (await desk.get(f"/v1/batches?limit=2&after={first['last_id']}")).json()
-        third = (await desk.get(f"/v1/batches?limit=2&after={second['last_id']}")).json()
-        wrong = await desk.get("/v1/batches?after=batch_none")
+    async with office(service, folder) as server:
+        ids = [(await server.batch(numbered(1)))["id"] for _ in range(5)]
+        first = (await server.get("/v1/batches?limit=2")).json()
+        second = (await server.get(f"/v1/batches?limit=2&after={first['last_id']}")).json()
+        third = (await server.get(f"/v1/batches?limit=2&after={second['last_id']}")).json()
+        wrong = await server.get("/v1/batches?after=batch_none")
         for id_ in ids:
-            await desk.until(id_, "completed")
+            await server.until(id_, "completed")
     found = [[batch["id"] for batch in page["data"]] for page in (first, second, third)]
     assert found == [ids[:2:-1], ids[2:0:-1], ids[:1]]
     assert [page["has_more"] for page in (first, second, third)] == [True, True, False]
@@ -337,37 +339,37 @@ async def test_pages_of_batches(service: Service, folder: Path) -> None:
 
 async def test_there_may_only_be_so_many(service: Service, engine: FakeEngine, folder: Path) -> None:
     engine.script = silence
-    async with office(service, folder, limits=BatchLimits(max_batches=1), closing=0) as desk:
-        made = await desk.batch(numbered(1))
+    async with office(service, folder, limits=BatchLimits(max_batches=1), closing=0) as server:
+        made = await server.batch(numbered(1))
         body = {name: made[name] for name in ("input_file_id", "endpoint", "completion_window")}
-        response = await desk.http.post("/v1/batches", json=body)
+        response = await server.http.post("/v1/batches", json=body)
     assert response.status_code == 429
 
 
 async def test_metrics_tell_of_batches(service: Service, folder: Path) -> None:
-    async with office(service, folder) as desk:
-        await desk.until((await desk.batch(jsonl([line("a"), line("b", temperature=-1)])))["id"], "completed")
-        await desk.desk.settled()
-        text = (await desk.get("/metrics")).text
+    async with office(service, folder) as server:
+        await server.until((await server.batch(jsonl([line("a"), line("b", temperature=-1)])))["id"], "completed")
+        await server.batches.settled()
+        text = (await server.get("/metrics")).text
     assert 'mmserve:num_batches{model_name="pocket-vl",status="completed"} 1' in text
     assert 'mmserve:batch_requests_total{model_name="pocket-vl",outcome="completed"} 1' in text
     assert 'mmserve:batch_requests_total{model_name="pocket-vl",outcome="failed"} 1' in text
 
 
 async def test_a_folder_is_one_server_s_alone(folder: Path) -> None:
-    desk = Desk(folder)
+    server = BatchService(folder)
     with pytest.raises(ConfigError, match="another server"):
-        Desk(folder)
-    await desk.close()
-    await Desk(folder).close()
+        BatchService(folder)
+    await server.close()
+    await BatchService(folder).close()
 
 
 async def test_a_ledger_of_another_version_is_left_alone(folder: Path) -> None:
-    desk = Desk(folder)
-    await desk._ledger.read(lambda db: db.execute("PRAGMA user_version = 99"))
-    await desk.close()
+    server = BatchService(folder)
+    await server._ledger.read(lambda db: db.execute("PRAGMA user_version = 99"))
+    await server.close()
     with pytest.raises(ConfigError, match="version 99"):
-        Desk(folder)
+        BatchService(folder)
 
 
 async def test_without_a_folder_there_are_no_batches(service: Service) -> None:

@@ -41,10 +41,10 @@ def on_disk(folder: Path) -> list[Path]:
 
 async def test_a_file_is_kept_as_it_came(service: Service, folder: Path, unix: Clock) -> None:
     data = bytes(range(256)) * 20_000
-    async with office(service, folder, clock=unix) as desk:
-        made = (await desk.upload(data, name="märchen.jsonl")).json()
-        assert (await desk.get(f"/v1/files/{made['id']}")).json() == made
-        content = await desk.get(f"/v1/files/{made['id']}/content")
+    async with office(service, folder, clock=unix) as server:
+        made = (await server.upload(data, name="märchen.jsonl")).json()
+        assert (await server.get(f"/v1/files/{made['id']}")).json() == made
+        content = await server.get(f"/v1/files/{made['id']}/content")
     assert content.content == data
     assert content.headers["content-length"] == str(len(data))
     assert content.headers["content-type"] == "application/octet-stream"
@@ -55,82 +55,82 @@ async def test_a_file_is_kept_as_it_came(service: Service, folder: Path, unix: C
 
 
 async def test_an_empty_file_is_one(service: Service, folder: Path) -> None:
-    async with office(service, folder) as desk:
-        made = (await desk.upload(b"")).json()
+    async with office(service, folder) as server:
+        made = (await server.upload(b"")).json()
         assert made["bytes"] == 0
-        assert (await desk.get(f"/v1/files/{made['id']}/content")).content == b""
+        assert (await server.get(f"/v1/files/{made['id']}/content")).content == b""
 
 
 async def test_purposes(service: Service, folder: Path) -> None:
-    async with office(service, folder) as desk:
+    async with office(service, folder) as server:
         for purpose in ("vision", "user_data"):
-            assert (await desk.upload(b"x", purpose)).json()["expires_at"] is None
+            assert (await server.upload(b"x", purpose)).json()["expires_at"] is None
         for purpose in ("fine-tune", "assistants", "evals", "batch_output", "", "other"):
-            response = await desk.upload(b"x", purpose)
+            response = await server.upload(b"x", purpose)
             assert response.status_code == 400
             assert response.json()["error"]["param"] == "purpose"
     assert len(on_disk(folder)) == 2
 
 
 async def test_expiry_that_was_asked_for(service: Service, folder: Path, unix: Clock) -> None:
-    async with office(service, folder, clock=unix) as desk:
+    async with office(service, folder, clock=unix) as server:
         policy = {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
-        made = (await desk.upload(b"x", "user_data", **policy)).json()
-        kept = (await desk.upload(b"x", "user_data")).json()
+        made = (await server.upload(b"x", "user_data", **policy)).json()
+        kept = (await server.upload(b"x", "user_data")).json()
         assert made["expires_at"] == unix.now + 3600
         unix.now += 3600
-        assert (await desk.get(f"/v1/files/{made['id']}")).status_code == 404
-        assert [file["id"] for file in (await desk.get("/v1/files")).json()["data"]] == [kept["id"]]
-        await desk.desk.sweep()
+        assert (await server.get(f"/v1/files/{made['id']}")).status_code == 404
+        assert [file["id"] for file in (await server.get("/v1/files")).json()["data"]] == [kept["id"]]
+        await server.batches.sweep()
         assert [path.name for path in on_disk(folder)] == [kept["id"]]
         for wrong in ({"expires_after[seconds]": "3600"}, policy | {"expires_after[seconds]": "10"}):
-            response = await desk.upload(b"x", **wrong)
+            response = await server.upload(b"x", **wrong)
             assert response.status_code == 400
             assert response.json()["error"]["param"] == "expires_after"
 
 
 async def test_deleted_is_gone(service: Service, folder: Path) -> None:
-    async with office(service, folder) as desk:
-        made = (await desk.upload(b"x")).json()
+    async with office(service, folder) as server:
+        made = (await server.upload(b"x")).json()
         path = f"/v1/files/{made['id']}"
-        assert (await desk.http.delete(path)).json() == {"id": made["id"], "object": "file", "deleted": True}
-        for response in (await desk.get(path), await desk.get(f"{path}/content"), await desk.http.delete(path)):
+        assert (await server.http.delete(path)).json() == {"id": made["id"], "object": "file", "deleted": True}
+        for response in (await server.get(path), await server.get(f"{path}/content"), await server.http.delete(path)):
             assert response.status_code == 404
             assert response.json()["error"]["code"] == "file_not_found"
-        assert (await desk.get("/v1/files")).json()["data"] == []
+        assert (await server.get("/v1/files")).json()["data"] == []
     assert on_disk(folder) == []
 
 
 async def test_a_download_goes_on_after_a_delete(service: Service, folder: Path) -> None:
     data = b"x" * (3 << 20)
-    async with office(service, folder) as desk:
-        made = (await desk.upload(data)).json()
-        file = await desk.desk.files.find("", made["id"])
-        pieces = await desk.desk.files.content(file)
+    async with office(service, folder) as server:
+        made = (await server.upload(data)).json()
+        file = await server.batches.files.find("", made["id"])
+        pieces = await server.batches.files.content(file)
         first = await anext(pieces)
-        await desk.http.delete(f"/v1/files/{made['id']}")
+        await server.http.delete(f"/v1/files/{made['id']}")
         assert first + b"".join([piece async for piece in pieces]) == data
 
 
 async def test_pages_go_on_where_files_were_deleted(service: Service, folder: Path) -> None:
-    async with office(service, folder) as desk:
-        ids = [(await desk.upload(b"x")).json()["id"] for _ in range(5)]
-        other = (await desk.upload(b"x", "user_data")).json()["id"]
+    async with office(service, folder) as server:
+        ids = [(await server.upload(b"x")).json()["id"] for _ in range(5)]
+        other = (await server.upload(b"x", "user_data")).json()["id"]
         for order, expected in (("asc", ids), ("desc", ids[::-1])):
             found: list[str] = []
             after = ""
             while True:
-                page = (await desk.get(f"/v1/files?limit=2&order={order}&purpose=batch{after}")).json()
+                page = (await server.get(f"/v1/files?limit=2&order={order}&purpose=batch{after}")).json()
                 found += [file["id"] for file in page["data"]]
                 if not page["has_more"]:
                     break
                 after = f"&after={page['last_id']}"
                 if order == "desc":
-                    await desk.http.delete(f"/v1/files/{page['last_id']}")
+                    await server.http.delete(f"/v1/files/{page['last_id']}")
             assert found == expected
-        assert [f["id"] for f in (await desk.get("/v1/files?purpose=user_data")).json()["data"]] == [other]
+        assert [f["id"] for f in (await server.get("/v1/files?purpose=user_data")).json()["data"]] == [other]
         for wrong in ("after=file-none", "limit=0", "limit=10001", "order=up"):
-            assert (await desk.get(f"/v1/files?{wrong}")).status_code == 400
+            assert (await server.get(f"/v1/files?{wrong}")).status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -154,46 +154,46 @@ async def test_pages_go_on_where_files_were_deleted(service: Service, folder: Pa
 async def test_a_wrong_form_leaves_nothing(
     service: Service, folder: Path, body: bytes, headers: dict[str, str], param: str | None
 ) -> None:
-    async with office(service, folder) as desk:
-        response = await desk.http.post("/v1/files", content=body, headers=headers)
+    async with office(service, folder) as server:
+        response = await server.http.post("/v1/files", content=body, headers=headers)
         assert response.status_code == 400
         assert response.json()["error"]["param"] == param
     assert on_disk(folder) == []
 
 
 async def test_unknown_texts_of_a_form_are_ignored(service: Service, folder: Path) -> None:
-    async with office(service, folder) as desk:
+    async with office(service, folder) as server:
         body = form(PURPOSE, ('name="other"', b"x"), FILE)
-        response = await desk.http.post("/v1/files", content=body, headers=MULTIPART)
+        response = await server.http.post("/v1/files", content=body, headers=MULTIPART)
         assert response.json()["bytes"] == 3
 
 
 async def test_a_file_that_is_too_large_leaves_nothing(service: Service, folder: Path) -> None:
-    async with office(service, folder, limits=BatchLimits(max_file_bytes=2_000_000)) as desk:
-        assert (await desk.upload(b"x" * 2_000_000)).status_code == 200
+    async with office(service, folder, limits=BatchLimits(max_file_bytes=2_000_000)) as server:
+        assert (await server.upload(b"x" * 2_000_000)).status_code == 200
         for size in (2_000_001, 9_000_000):
-            response = await desk.upload(b"x" * size)
+            response = await server.upload(b"x" * size)
             assert response.status_code == 413
     assert len(on_disk(folder)) == 1
 
 
 async def test_all_files_together_have_a_limit(service: Service, folder: Path) -> None:
-    async with office(service, folder, limits=BatchLimits(max_data_bytes=10_000)) as desk:
-        made = (await desk.upload(b"x" * 6000)).json()
-        response = await desk.upload(b"x" * 6000)
+    async with office(service, folder, limits=BatchLimits(max_data_bytes=10_000)) as server:
+        made = (await server.upload(b"x" * 6000)).json()
+        response = await server.upload(b"x" * 6000)
         assert response.status_code == 507
         assert response.json()["error"]["code"] == "storage_full"
         assert len(on_disk(folder)) == 1
-        await desk.http.delete(f"/v1/files/{made['id']}")
-        assert (await desk.upload(b"x" * 6000)).status_code == 200
-        answers = await asyncio.gather(*(desk.upload(b"x" * 3000) for _ in range(4)))
+        await server.http.delete(f"/v1/files/{made['id']}")
+        assert (await server.upload(b"x" * 6000)).status_code == 200
+        answers = await asyncio.gather(*(server.upload(b"x" * 3000) for _ in range(4)))
         assert sorted(answer.status_code for answer in answers) == [200, 507, 507, 507]
-        assert await desk.desk._ledger.read(bytes_kept) == 9000
+        assert await server.batches._ledger.read(bytes_kept) == 9000
     assert len(on_disk(folder)) == 2
 
 
 async def test_an_upload_that_is_broken_off_leaves_nothing(service: Service, folder: Path) -> None:
-    async with office(service, folder) as desk:
+    async with office(service, folder) as server:
         whole = form(('name="file"; filename="a"', b"x" * 4_000_000), PURPOSE)
         seen: list[int] = []
 
@@ -202,10 +202,10 @@ async def test_an_upload_that_is_broken_off_leaves_nothing(service: Service, fol
             seen.append(len(on_disk(folder)))
             await asyncio.sleep(60)  # longer than an upload may stand still
 
-        response = await desk.http.post("/v1/files", content=stops(), headers=MULTIPART)
+        response = await server.http.post("/v1/files", content=stops(), headers=MULTIPART)
         assert response.status_code == 400
         assert "stood still" in response.json()["error"]["message"]
-        task = asyncio.create_task(desk.http.post("/v1/files", content=stops(), headers=MULTIPART))
+        task = asyncio.create_task(server.http.post("/v1/files", content=stops(), headers=MULTIPART))
         while len(seen) < 2:
             await asyncio.sleep(0.001)
         task.cancel()
@@ -224,11 +224,11 @@ async def test_an_upload_takes_no_memory_of_its_size(service: Service, folder: P
             yield piece
         yield b"\r\n--" + tail
 
-    async with office(service, folder) as desk:
-        await desk.upload(b"warm")
+    async with office(service, folder) as server:
+        await server.upload(b"warm")
         tracemalloc.start()
         try:
-            made = await receive(desk, whole())
+            made = await receive(server, whole())
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -236,30 +236,30 @@ async def test_an_upload_takes_no_memory_of_its_size(service: Service, folder: P
     assert peak < 12 << 20
 
 
-async def receive(desk: Office, body: AsyncIterator[bytes]) -> dict[str, Any]:
+async def receive(server: Office, body: AsyncIterator[bytes]) -> dict[str, Any]:
     """By ASGI itself: httpx' transport joins a request's pieces."""
-    return await asgi_post(desk, "/v1/files", body, MULTIPART)
+    return await asgi_post(server, "/v1/files", body, MULTIPART)
 
 
 @pytest.mark.parametrize(
     ("count", "size"), [(300, 100_000), pytest.param(10_000, 3000, marks=pytest.mark.proof)], ids=["large", "many"]
 )
 async def test_a_batch_takes_no_memory_of_its_size(service: Service, folder: Path, count: int, size: int) -> None:
-    async with office(service, folder, limits=BatchLimits(concurrency=4)) as desk:
-        warm = await desk.batch(numbered(1))
-        await desk.until(warm["id"], "completed")
-        file = (await desk.upload(numbered(count, user="w" * size))).json()
+    async with office(service, folder, limits=BatchLimits(concurrency=4)) as server:
+        warm = await server.batch(numbered(1))
+        await server.until(warm["id"], "completed")
+        file = (await server.upload(numbered(count, user="w" * size))).json()
         assert file["bytes"] > 30_000_000
         tracemalloc.start()
         try:
             body = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h"}
-            made = (await desk.http.post("/v1/batches", json=body)).json()
-            while desk.desk._jobs:  # not by asking, which would be traced too
+            made = (await server.http.post("/v1/batches", json=body)).json()
+            while server.batches._jobs:  # not by asking, which would be traced too
                 await asyncio.sleep(0.05)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        batch = await desk.look(made["id"])
-        output, _ = await desk.answers(batch)
+        batch = await server.look(made["id"])
+        output, _ = await server.answers(batch)
     each_once(output, count)
     assert peak < 20 << 20

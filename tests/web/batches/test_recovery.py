@@ -23,8 +23,8 @@ from tests.web.batches.faulty import DyingDisk, PowerLoss
 from tests.web.batches.office import CHAT, each_once, jsonl, line
 from tests.web.fakes import FakeEngine, FakePrompts
 from web.batches.batchrows import BatchRecord, new_batch_id
-from web.batches.desk import Desk
 from web.batches.filerows import FileRecord, new_file_id
+from web.batches.service import BatchService
 from web.service import ServedModel, Service
 
 COUNT = 6
@@ -64,19 +64,19 @@ async def never(seconds: float) -> None:  # noqa: ARG001
 
 async def life(folder: Path, disk: DyingDisk, promised: Promised, cancel_at: int | None) -> None:
     """A server's life, until its client has what it wants or power is lost. Raises ``PowerLoss``."""
-    desk = await asyncio.to_thread(Desk, folder, BatchLimits(concurrency=2), disk=disk, sleep=never)
+    server = await asyncio.to_thread(BatchService, folder, BatchLimits(concurrency=2), disk=disk, sleep=never)
     try:
-        await desk.start(service(), app)
+        await server.start(service(), app)
         if promised.file is None:
-            async with desk.files.upload() as upload:
+            async with server.files.upload() as upload:
                 await upload.write(DATA[:100])
                 await upload.write(DATA[100:])
-                promised.file = await upload.finish("", "batch", "in.jsonl", desk.clock(), None)
+                promised.file = await upload.finish("", "batch", "in.jsonl", server.clock(), None)
         if promised.batch is None:
-            promised.batch = await desk.create(record(promised.file.id))
+            promised.batch = await server.create(record(promised.file.id))
         id_ = promised.batch.id
         while True:
-            batch = await desk.get("", id_)
+            batch = await server.get("", id_)
             assert batch.completed + batch.failed >= promised.done
             promised.done = batch.completed + batch.failed
             if batch.ended:
@@ -84,15 +84,15 @@ async def life(folder: Path, disk: DyingDisk, promised: Promised, cancel_at: int
                 break
             if cancel_at is not None and promised.done >= cancel_at and not promised.cancelled:
                 with suppress(BatchEnded):
-                    await desk.cancel("", id_)
+                    await server.cancel("", id_)
                     promised.cancelled = True
             await asyncio.sleep(0.001)
             if disk.dead:
                 raise PowerLoss
-        await desk.settled()
-        await desk.sweep()
+        await server.settled()
+        await server.sweep()
     finally:
-        await desk.close(0)
+        await server.close(0)
 
 
 def record(file_id: str) -> BatchRecord:
@@ -135,40 +135,40 @@ def only_what_is_unexpected(loop: asyncio.AbstractEventLoop, context: dict[str, 
 
 
 async def unpromised(folder: Path, promised: Promised) -> None:
-    desk = await asyncio.to_thread(Desk, folder, sleep=never)
-    files, _ = await desk.files.page("", purpose="batch", after=None, limit=10, newest_first=False)
+    server = await asyncio.to_thread(BatchService, folder, sleep=never)
+    files, _ = await server.files.page("", purpose="batch", after=None, limit=10, newest_first=False)
     for file in files:
-        assert b"".join([piece async for piece in await desk.files.content(file)]) == DATA
+        assert b"".join([piece async for piece in await server.files.content(file)]) == DATA
     assert promised.file is None or promised.file in files
-    await desk.close(0)
+    await server.close(0)
 
 
 async def look(folder: Path, promised: Promised) -> None:
-    desk = await asyncio.to_thread(Desk, folder, sleep=never)
+    server = await asyncio.to_thread(BatchService, folder, sleep=never)
     try:
         assert promised.file is not None
         assert promised.ended is not None
-        batch = await desk.get("", promised.ended.id)
+        batch = await server.get("", promised.ended.id)
         assert batch == promised.ended
         assert batch.status == ("cancelled" if promised.cancelled else "completed")
-        output, errors = [await lines(desk, id_) for id_ in (batch.output_id, batch.error_id)]
+        output, errors = [await lines(server, id_) for id_ in (batch.output_id, batch.error_id)]
         # A batch that was cancelled before its file was checked has no requests.
         each_once(output + errors, 0 if batch.in_progress_at is None else COUNT)
         assert promised.cancelled or batch.in_progress_at is not None
         assert (len(output), len(errors)) == (batch.completed, batch.failed)
         for each in output:
             assert each["response"]["body"] == {"answer": int(each["custom_id"][1:])}
-        files, _ = await desk.files.page("", purpose=None, after=None, limit=100, newest_first=True)
+        files, _ = await server.files.page("", purpose=None, after=None, limit=100, newest_first=True)
         left = {path.name for path in (folder / "files").iterdir()}
         # A crash between a promise and its being told leaves a whole file or batch that the client does not know.
         assert {promised.file.id} <= left == {file.id for file in files}
         assert not list((folder / "incoming").iterdir())
     finally:
-        await desk.close(0)
+        await server.close(0)
 
 
-async def lines(desk: Desk, id_: str) -> list[dict[str, Any]]:
-    data = (desk.files.path(id_)).read_bytes() if desk.files.path(id_).exists() else b""
+async def lines(server: BatchService, id_: str) -> list[dict[str, Any]]:
+    data = (server.files.path(id_)).read_bytes() if server.files.path(id_).exists() else b""
     return [json.loads(each) for each in data.splitlines()]
 
 

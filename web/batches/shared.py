@@ -60,7 +60,7 @@ class Owners:
 
 
 @dataclass(slots=True, eq=False)
-class Bench:
+class Shared:
     """``app`` answers the requests; ``sleep`` waits for a number of seconds, and ``clock`` tells the Unix time.
 
     ``slots`` bounds how many requests run at a time, ``checking`` how many files are being checked.

@@ -15,11 +15,11 @@ from mmserve.types import Request, TokenEvent
 
 
 class Backend(Protocol):
-    """What computes a desk's requests, and hands their events to ``Desk.deliver``."""
+    """What computes requests, and hands their events to ``Mailboxes.deliver``."""
 
     @property
     def failure(self) -> MMServeError | None:
-        """Why nothing is answered any more. Set before the desk is told to ``refuse_all``."""
+        """Why nothing is answered any more. Set before the mailboxes are told to ``refuse_all``."""
 
     async def submit(self, request: Request, /) -> None:
         """Take a request whose limits are resolved and whose seed is set. Its errors may also come as its event."""
@@ -36,7 +36,7 @@ class _Mailbox:
     events: asyncio.Queue[TokenEvent] = field(default_factory=asyncio.Queue)
 
 
-class Desk:
+class Mailboxes:
     """At most ``max_queue`` requests are under way at a time; one more raises ``QueueFull``."""
 
     def __init__(self, backend: Backend, *, max_model_len: int, max_queue: int) -> None:

@@ -30,11 +30,11 @@ from web.batches.batchrows import (
     list_batches,
     unfinished,
 )
-from web.batches.bench import DISK_SECONDS, Bench, Closing, Owners
 from web.batches.disk import Disk, RealDisk
 from web.batches.filerows import find_file
 from web.batches.job import Job
 from web.batches.ledger import Ledger
+from web.batches.shared import DISK_SECONDS, Closing, Owners, Shared
 from web.batches.store import FileStore
 from web.service import Service
 
@@ -48,7 +48,7 @@ _LINE_ROOM = 16 * 1024
 """What a line of an input file may have beside the request's body."""
 
 
-class Desk:
+class BatchService:
     """Owns ``folder`` until :meth:`close`; a second one on it is refused (``ConfigError``).
 
     Made outside of the event loop, since opening reads the disk; :meth:`start` begins the work that was left.
@@ -72,7 +72,7 @@ class Desk:
         self._temporary = temporary
         self._jobs: dict[str, tuple[Job, asyncio.Task[None]]] = {}
         self._sweeper: asyncio.Task[None] | None = None
-        self._bench: Bench | None = None
+        self._shared: Shared | None = None
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = _lock(folder)
@@ -93,7 +93,7 @@ class Desk:
 
     async def start(self, service: Service, app: ASGIApp) -> None:
         """Go on with what is unfinished. Each request of a batch is put to ``app``."""
-        self._bench = Bench(
+        self._shared = Shared(
             app,
             self._ledger,
             self.files,
@@ -116,8 +116,8 @@ class Desk:
     async def close(self, seconds: float = 5.0) -> None:
         """End the work: what runs has ``seconds`` to come to its end and be written, and the rest is for the next
         start. May be called again."""
-        if self._bench is not None:
-            self._bench.closing.set()
+        if self._shared is not None:
+            self._shared.closing.set()
         tasks = [task for _, task in self._jobs.values()]
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
@@ -143,7 +143,7 @@ class Desk:
             return insert_batch(db, batch)
 
         entered = await self._ledger.write(enter)
-        if self._bench is not None and not self._bench.closing.is_set():
+        if self._shared is not None and not self._shared.closing.is_set():
             self._begin(entered.id)
         await self._count()
         return entered
@@ -180,13 +180,13 @@ class Desk:
             await asyncio.wait([task for _, task in self._jobs.values()])
 
     def _begin(self, id_: str) -> None:
-        assert self._bench is not None
-        job = Job(self._bench, id_)
+        assert self._shared is not None
+        job = Job(self._shared, id_)
         task = _apart(self._carry(job, id_))
         self._jobs[id_] = (job, task)
 
     async def _carry(self, job: Job, id_: str) -> None:
-        assert self._bench is not None
+        assert self._shared is not None
         try:
             while True:
                 try:
@@ -196,7 +196,7 @@ class Desk:
                     raise
                 except Exception:
                     logger.exception("batch %s met a fault and is taken up again", id_)
-                    await self._bench.pause(AGAIN_SECONDS)
+                    await self._shared.pause(AGAIN_SECONDS)
             await self.files.purge()
             await self._count()
         except Closing:
@@ -212,7 +212,7 @@ class Desk:
                 self._jobs[id_][0].interrupt()
 
     async def _sweep_often(self) -> None:
-        assert self._bench is not None
+        assert self._shared is not None
         complained = False
         with contextlib.suppress(Closing):
             while True:
@@ -223,12 +223,12 @@ class Desk:
                     if not complained:
                         logger.error("files and batches that have expired stay for now: %s", error)
                     complained = True
-                await self._bench.pause(DISK_SECONDS if complained else SWEEP_SECONDS)
+                await self._shared.pause(DISK_SECONDS if complained else SWEEP_SECONDS)
 
     async def _count(self) -> None:
-        if self._bench is not None:
+        if self._shared is not None:
             counts: Mapping[str, int] = await self._ledger.read(count_by_status)
-            self._bench.metrics.batches.set(counts)
+            self._shared.metrics.batches.set(counts)
 
 
 def _apart(work: Awaitable[None]) -> asyncio.Task[None]:
