@@ -8,6 +8,7 @@ from mmserve import __version__
 from web.access.gate import Gate
 from web.access.owned import owned
 from web.cors import add_cors
+from web.description import describe
 from web.errors import install_error_handlers
 from web.middleware import Guard
 from web.operations.access import Access
@@ -54,4 +55,5 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(health_router(service, __version__))
     app.include_router(metrics_router(service, __version__))
     add_page(app, service)
+    describe(app)
     return app
