@@ -17,7 +17,7 @@ from tests.outside.sglang_frontend import import_frontend
 
 import_frontend()  # importing sglang wants torch, which the kits do not
 
-from sglang.test.kits import (  # type: ignore[import-not-found] # noqa: E402
+from sglang.test.kits import (  # noqa: E402
     abort_timeout_kit,
     basic_api_contract_kit,
     ebnf_constrained_kit,

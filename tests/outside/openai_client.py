@@ -102,7 +102,7 @@ def test_parse_of_a_stream(api: openai.OpenAI) -> None:
 def test_tools_and_their_results(api: openai.OpenAI) -> None:
     first = api.chat.completions.create(model="default", messages=ASKED, tools=[TOOL], tool_choice="required")
     assert first.choices[0].finish_reason == "tool_calls"
-    message = first.choices[0].message
+    message: Any = first.choices[0].message
     results: list[Any] = [
         {"role": "tool", "tool_call_id": call.id, "content": report_shape(**json.loads(call.function.arguments))}
         for call in message.tool_calls or ()

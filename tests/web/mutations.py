@@ -192,7 +192,8 @@ def damaged_picture(files: Sequence[bytes], chance: random.Random) -> bytes:
     if chance.random() < 0.1:
         return spliced(data, chance, chance.choice(files))
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
-        data = chance.choice(DAMAGE)(data, chance) or b"x"
+        if 2 <= len(data) <= 200_000:
+            data = chance.choice(DAMAGE)(data, chance)
     return data
 
 
@@ -303,7 +304,7 @@ def damaged_form(files: Sequence[bytes], chance: random.Random) -> tuple[bytes, 
         body += f"--{boundary}--{end}".encode()
     if chance.random() < 0.05:
         body += b"epilogue" * chance.choice((1, 1000))
-    if chance.random() < 0.3 and body:
+    if chance.random() < 0.3 and len(body) >= 2:
         body = chance.choice((flipped, overwritten, cut, headless, repeated, left_out))(body, chance)
     kind = _TYPES[0] if chance.random() < 0.7 else chance.choice(_TYPES)
     return body, kind.format(b=boundary)
