@@ -9,6 +9,7 @@ from web.access.gate import Gate
 from web.access.owned import owned
 from web.batches.service import BatchService
 from web.cors import add_cors
+from web.description import describe
 from web.errors import install_error_handlers
 from web.middleware import Guard
 from web.operations.access import Access
@@ -62,4 +63,5 @@ def create_app(service: Service, batch_service: BatchService | None = None) -> F
     app.include_router(health_router(service, __version__))
     app.include_router(metrics_router(service, __version__))
     add_page(app, service)
+    describe(app)
     return app
