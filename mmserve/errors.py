@@ -21,6 +21,11 @@
     │   │   ├── PictureNotKept       sent before, and not kept any more; send it again
     │   │   └── PictureNotFetched    a remote address that may not be asked, or gave no picture
     │   ├── TooManyPictures          more pictures than one request may carry
+    │   ├── AudioError               a sound cannot be used
+    │   │   ├── UnsupportedAudio     not a sound, a format that is not accepted, or too short to be heard
+    │   │   ├── CorruptAudio         a sound whose data is damaged or cut off
+    │   │   ├── AudioTooLarge        more bytes than the limit
+    │   │   └── AudioTooLong         more seconds than the limit, by its own header
     │   ├── KeyRefused               no API key came, or one that is not known
     │   └── NotAllowed               the key is known, and may not do this
     ├── RequestCancelled             the caller went away or asked for the request to end
@@ -135,6 +140,26 @@ class PictureNotFetched(PictureError):
 
 class TooManyPictures(RequestError):
     code = "too_many_images"
+
+
+class AudioError(RequestError):
+    code = "invalid_audio"
+
+
+class UnsupportedAudio(AudioError):
+    code = "unsupported_audio"
+
+
+class CorruptAudio(AudioError):
+    code = "corrupt_audio"
+
+
+class AudioTooLarge(AudioError):
+    code = "audio_too_large"
+
+
+class AudioTooLong(AudioError):
+    code = "audio_too_long"
 
 
 class KeyRefused(RequestError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, NewType
+from typing import TYPE_CHECKING, Literal, NamedTuple, NewType
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 ContentHash = NewType("ContentHash", bytes)
 """Full-width digest of a picture's identity (see ``vision.identity``)."""
+
+MediaKind = Literal["image", "video", "audio"]
 
 IntArray = npt.NDArray[np.int64]
 

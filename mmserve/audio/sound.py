@@ -1,0 +1,84 @@
+"""From uploaded bytes to a ``Sound``: everything the prompt needs to know. Torch-free."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from mmserve.audio.decode import count
+from mmserve.audio.geometry import SoundGeometry
+from mmserve.audio.header import AudioHeader, probe
+from mmserve.audio.identity import sound_hash
+from mmserve.config import Limits
+from mmserve.types import ContentHash, MediaKind
+
+REMEMBERED = 4096
+"""How many sounds' lengths are kept, of those whose headers do not give them: some hundred bytes each."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sound:
+    """One sound of a prompt, encoded as it was uploaded.
+
+    ``content`` is its identity in every cache; ``samples`` how many there are once it is resampled, ``frames`` the log-
+    mel frames that its tower takes, and ``rows`` the number of its embedding rows (and of placeholder tokens).
+    """
+
+    data: bytes = field(repr=False)
+    header: AudioHeader
+    content: ContentHash
+    samples: int
+    frames: int
+    rows: int
+
+    @property
+    def kind(self) -> MediaKind:
+        return "audio"
+
+    @property
+    def work(self) -> int:
+        return self.frames
+
+
+class SoundReader:
+    """Reads sounds for one model. Threads may share it: all that it keeps is how long sounds are that it has decoded,
+    by their whole identity (so a tenant learns nothing of another's)."""
+
+    def __init__(self, geometry: SoundGeometry, fingerprint: bytes, limits: Limits) -> None:
+        """``fingerprint`` is :func:`mmserve.audio.identity.sound_fingerprint`'s of ``geometry``."""
+        self._geometry = geometry
+        self._fingerprint = fingerprint
+        self._limits = limits
+        self._counts: OrderedDict[ContentHash, int] = OrderedDict()
+        self._lock = threading.Lock()
+        self.decoded = 0
+
+    def read(self, data: bytes, *, cache_salt: str = "") -> Sound:
+        """Probe, hash and measure an encoded sound; ``data`` is kept, not copied.
+
+        The cost is one SHA-256 pass over ``data``. Only a sound that has not been met before, and whose header does not
+        give its number of samples (MP3, Ogg), is decoded as far as it is heard; ``decoded`` counts these. Raises
+        ``AudioError``\\ s.
+        """
+        header = probe(data, self._limits)
+        content = sound_hash(data, self._fingerprint, cache_salt)
+        heard = self._count(data, header, content)
+        samples = self._geometry.resampled(heard, header.rate)
+        frames, rows = self._geometry.measure(samples)
+        return Sound(data, header, content, samples, frames, rows)
+
+    def _count(self, data: bytes, header: AudioHeader, content: ContentHash) -> int:
+        if header.samples is not None:
+            return self._geometry.heard(header.samples, header.rate)
+        with self._lock:
+            if content in self._counts:
+                self._counts.move_to_end(content)
+                return self._counts[content]
+        found = count(data, header, self._geometry)
+        with self._lock:
+            self.decoded += 1
+            self._counts[content] = found
+            while len(self._counts) > REMEMBERED:
+                self._counts.popitem(last=False)
+        return found
