@@ -20,6 +20,8 @@ class Limits:
     max_picture_bytes: int = 20 * MIB
     max_picture_pixels: int = 64_000_000
     max_pictures: int = 16
+    max_videos: int = 4
+    max_sounds: int = 8
     max_captions: int = 256
     max_body_bytes: int = 64 * MIB
     max_queue: int = 4096
