@@ -186,10 +186,9 @@ def read_checkpoint(
     """
     config = read_json(path / "config.json")
     family = _family(config)
-    hears = family in HEARING_FAMILIES
-    processor = {} if family in WITHOUT_PROCESSOR else _processor(path, "feature_extractor" if hears else "image_processor")
+    processor = {} if family in WITHOUT_PROCESSOR else _processor(path, family)
     generation = read_json(path / "generation_config.json", missing_ok=True)
-    part = "audio_config" if hears else "vision_config"
+    part = "audio_config" if family in HEARING_FAMILIES else "vision_config"
     if family not in TEXT_FAMILIES and not isinstance(config.get(part), dict):
         raise CheckpointError(f"{path / 'config.json'} has no {part}: this is not a whole {family} checkpoint")
     text = text_config(config)
@@ -312,9 +311,10 @@ def _is_pixtral(config: Mapping[str, Any]) -> bool:
     return bool((config.get("vision_config") or {}).get("model_type") == "pixtral")
 
 
-def _processor(path: Path, part: str) -> dict[str, Any]:
-    """Settings of that part of a processor: ``processor_config.json``'s, where newer files keep them, else the classic
-    file's."""
+def _processor(path: Path, family: str) -> dict[str, Any]:
+    """Settings of the image processor or feature extractor: ``processor_config.json``'s, where newer files keep them,
+    else the classic file's."""
+    part = "feature_extractor" if family in HEARING_FAMILIES else "image_processor"
     nested = read_json(path / "processor_config.json", missing_ok=True).get(part)
     return nested if isinstance(nested, dict) else read_json(path / "preprocessor_config.json")
 

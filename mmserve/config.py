@@ -20,8 +20,10 @@ class Limits:
     max_picture_bytes: int = 20 * MIB
     max_picture_pixels: int = 64_000_000
     max_pictures: int = 16
-    max_audio_bytes: int = 25 * MIB
-    max_audio_seconds: float = 600.0
+    max_videos: int = 4
+    max_sounds: int = 8
+    max_sound_bytes: int = 25 * MIB
+    max_sound_seconds: float = 600.0
     max_captions: int = 256
     max_body_bytes: int = 64 * MIB
     max_queue: int = 4096

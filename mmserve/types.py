@@ -1,14 +1,15 @@
 """The values that travel between the layers; a leaf: no torch, nothing of mmserve but errors.
 
-A request as data: ``Message``\\ s with ``ImagePart``\\ s -> ``Prompt`` (token ids, pictures and where
-their rows go) -> ``Request`` (frozen) -> ``TokenEvent``\\ s.
+A request as data: ``Message``\\ s with ``ImagePart``\\ s and their like -> ``Prompt`` (token ids, media items and
+where their rows go) -> ``Request`` (frozen) -> ``TokenEvent``\\ s.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, NewType
+from typing import TYPE_CHECKING, Literal, NamedTuple, NewType, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from mmserve.grammar.spec import Constraint
 
 ContentHash = NewType("ContentHash", bytes)
-"""Full-width digest of a picture's identity (see ``vision.identity``)."""
+"""Full-width digest of a media item's identity (see ``vision.identity``)."""
 
 MediaKind = Literal["image", "video", "audio"]
 
@@ -83,6 +84,26 @@ class Detail:
         return level | {name: value for name, value in limits.items() if value is not None}
 
 
+class MediaItem(Protocol):
+    """A piece of a prompt that is no text: a picture, a block of a video, a sound. Immutable, and can be pickled.
+
+    ``content`` is its identity in every cache, together with whatever of it decides the positions of its rows; ``rows``
+    the number of its embedding rows, and of placeholder tokens; ``work`` what its tower has to do for it, in vision
+    patches or what takes as long. ``data`` are the bytes of the file that it came in.
+    """
+
+    @property
+    def kind(self) -> MediaKind: ...
+    @property
+    def content(self) -> ContentHash: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def work(self) -> int: ...
+    @property
+    def data(self) -> bytes: ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
     """One picture of a prompt, encoded as it was uploaded.
@@ -100,6 +121,14 @@ class Picture:
     resized: tuple[int, int] | None = None
     detail: Detail = Detail()
 
+    @property
+    def kind(self) -> MediaKind:
+        return "image"
+
+    @property
+    def work(self) -> int:
+        return self.grid.t * self.grid.h * self.grid.w
+
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
@@ -115,35 +144,73 @@ class ImagePart:
 
 
 @dataclass(frozen=True, slots=True)
+class VideoPart:
+    """A video in a message: the file's bytes, and which of its frames the model is to see.
+
+    ``fps`` are frames a second of the video's own time, and at most ``max_frames`` of them; ``num_frames`` is so many
+    over the whole length instead. ``None`` leaves it to the server. Validated on construction; raises ``InvalidField``.
+    """
+
+    data: bytes = field(repr=False)
+    fps: float | None = None
+    num_frames: int | None = None
+    max_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.fps is not None and not 0.01 <= self.fps <= 240.0:  # also refuses NaN
+            raise InvalidField(f"fps must be between 0.01 and 240 frames a second, got {self.fps}", param="fps")
+        for name in ("num_frames", "max_frames"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and 1 <= value <= 65_536):
+                raise InvalidField(f"{name} must be a whole number from 1 to 65536, got {value}", param=name)
+        if self.num_frames is not None and (self.fps is not None or self.max_frames is not None):
+            raise InvalidField("num_frames says how many frames by itself: leave out fps and max_frames", param="fps")
+
+
+@dataclass(frozen=True, slots=True)
+class AudioPart:
+    """A sound in a message: the file's bytes, in any accepted format."""
+
+    data: bytes = field(repr=False)
+
+
+MediaPart = ImagePart | VideoPart | AudioPart
+
+Part = TextPart | MediaPart
+
+PART_KINDS: Mapping[type[MediaPart], MediaKind] = {ImagePart: "image", VideoPart: "video", AudioPart: "audio"}
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation; parts keep the order in which the caller wrote them."""
 
     role: str
-    parts: tuple[TextPart | ImagePart, ...]
+    parts: tuple[Part, ...]
 
 
-class PictureRange(NamedTuple):
-    """Positions ``start <= i < end`` of a prompt hold rows of ``pictures[picture]``, in order.
+class MediaRange(NamedTuple):
+    """Positions ``start <= i < end`` of a prompt hold rows of ``media[item]``, in order.
 
-    A picture may own several ranges (tiles with text between); its rows run on through them.
+    An item may own several ranges (a picture's tiles with text between); its rows run on through them.
     """
 
     start: int
     end: int
-    picture: int
+    item: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """Token ids (int64, 1-D, read only) with a placeholder id at every picture position.
+    """Token ids (int64, 1-D, read only) with a placeholder id at every row of ``media``.
 
     The first ``system_tokens`` are the system prompt's; statistics of reuse tell them from pictures and history.
     ``opens_answer`` says that the template ends here and what comes next begins an answer.
     """
 
     token_ids: IntArray
-    pictures: tuple[Picture, ...] = ()
-    ranges: tuple[PictureRange, ...] = ()
+    media: tuple[MediaItem, ...] = ()
+    ranges: tuple[MediaRange, ...] = ()
     system_tokens: int = 0
     opens_answer: bool = False
 
@@ -151,8 +218,16 @@ class Prompt:
         return len(self.token_ids)
 
     @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return tuple(item for item in self.media if isinstance(item, Picture))
+
+    @property
     def picture_tokens(self) -> int:
-        return sum(r.end - r.start for r in self.ranges)
+        return self.tokens_of("image")
+
+    def tokens_of(self, kind: MediaKind) -> int:
+        """How many tokens stand for rows of items of this kind."""
+        return sum(r.end - r.start for r in self.ranges if self.media[r.item].kind == kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +340,7 @@ class Usage:
 
     ``cached_pictures`` counts the prompt's pictures whose embedding rows were not computed for this request. The prompt
     begins with ``system_tokens`` of a system prompt (the template's own where it has one), and ``cached_system_tokens``
-    of these were not computed again.
+    of these were not computed again. ``video_tokens`` and ``audio_tokens`` are the prompt's for videos and sounds.
     """
 
     prompt_tokens: int
@@ -275,6 +350,8 @@ class Usage:
     cached_pictures: int = 0
     system_tokens: int = 0
     cached_system_tokens: int = 0
+    video_tokens: int = 0
+    audio_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +384,7 @@ class Stages:
     """When a request passed the engine's stages, in seconds of the machine's monotonic clock.
 
     It waited from ``added`` to ``admitted``, when its first tokens were planned. ``encoding`` is from the first to the
-    last work on those of its pictures whose rows were made meanwhile, ``None`` where none were.
+    last work on those of its media items whose rows were made meanwhile, ``None`` where none were.
     """
 
     added: float

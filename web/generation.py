@@ -168,6 +168,8 @@ def usage_json(usages: Iterable[Usage | None]) -> dict[str, Any]:
         "prompt_tokens_details": {
             "cached_tokens": known[0].cached_tokens,
             "image_tokens": known[0].image_tokens,
+            "video_tokens": known[0].video_tokens,
+            "audio_tokens": known[0].audio_tokens,
             "cached_images": known[0].cached_pictures,
             "system_tokens": known[0].system_tokens,
             "cached_system_tokens": known[0].cached_system_tokens,

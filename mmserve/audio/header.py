@@ -41,9 +41,9 @@ def probe(data: bytes, limits: Limits) -> AudioHeader:
     """
     if not data:
         raise UnsupportedAudio("the sound is empty (0 bytes): send the content of the file")
-    if len(data) > limits.max_audio_bytes:
+    if len(data) > limits.max_sound_bytes:
         raise AudioTooLarge(
-            f"the sound has {len(data) / MIB:.1f} MiB, more than the {limits.max_audio_bytes / MIB:.1f} MiB allowed: "
+            f"the sound has {len(data) / MIB:.1f} MiB, more than the {limits.max_sound_bytes / MIB:.1f} MiB allowed: "
             "send a shorter or more strongly compressed one"
         )
     format_ = sniff(data)
@@ -67,9 +67,9 @@ def _check(format_: str, track: Track, limits: Limits) -> None:
             f"the sound's {format_} header gives {track.channels} channels at {track.rate:,} Hz; accepted are 1 to "
             f"{MAX_CHANNELS} at {RATES[0]:,} to {RATES[1]:,} Hz: convert it to 16,000 Hz mono"
         )
-    if track.seconds is not None and track.seconds > limits.max_audio_seconds:
+    if track.seconds is not None and track.seconds > limits.max_sound_seconds:
         raise AudioTooLong(
-            f"the sound lasts {track.seconds:,.0f} seconds, more than the {limits.max_audio_seconds:,.0f} allowed: "
+            f"the sound lasts {track.seconds:,.0f} seconds, more than the {limits.max_sound_seconds:,.0f} allowed: "
             "send the part that matters"
         )
     if not track.whole:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 from mmserve.audio.decode import count
 from mmserve.audio.geometry import SoundGeometry
 from mmserve.audio.header import AudioHeader, probe
 from mmserve.audio.identity import sound_hash
 from mmserve.config import Limits
-from mmserve.types import ContentHash, MediaKind
+from mmserve.types import AudioPart, ContentHash, MediaKind
 
 REMEMBERED = 4096
 """How many sounds' lengths are kept, of those whose headers do not give them: some hundred bytes each."""
@@ -45,28 +47,29 @@ class SoundReader:
     """Reads sounds for one model. Threads may share it: all that it keeps is how long sounds are that it has decoded,
     by their whole identity (so a tenant learns nothing of another's)."""
 
-    def __init__(self, geometry: SoundGeometry, fingerprint: bytes, limits: Limits) -> None:
-        """``fingerprint`` is :func:`mmserve.audio.identity.sound_fingerprint`'s of ``geometry``."""
+    def __init__(self, geometry: SoundGeometry, fingerprint: Callable[[], bytes]) -> None:
+        """``fingerprint`` gives :func:`mmserve.audio.identity.sound_fingerprint` of ``geometry``; it is asked for once,
+        with the first sound, since it names the decoder's libraries, which are loaded then."""
         self._geometry = geometry
-        self._fingerprint = fingerprint
-        self._limits = limits
+        self._fingerprint = cache(fingerprint)
         self._counts: OrderedDict[ContentHash, int] = OrderedDict()
         self._lock = threading.Lock()
         self.decoded = 0
 
-    def read(self, data: bytes, *, cache_salt: str = "") -> Sound:
-        """Probe, hash and measure an encoded sound; ``data`` is kept, not copied.
+    def __call__(self, part: AudioPart, /, *, limits: Limits, cache_salt: str = "") -> tuple[Sound]:
+        """Probe, hash and measure an encoded sound; its bytes are kept, not copied.
 
-        The cost is one SHA-256 pass over ``data``. Only a sound that has not been met before, and whose header does not
+        The cost is one SHA-256 pass over them. Only a sound that has not been met before, and whose header does not
         give its number of samples (MP3, Ogg), is decoded as far as it is heard; ``decoded`` counts these. Raises
         ``AudioError``\\ s.
         """
-        header = probe(data, self._limits)
-        content = sound_hash(data, self._fingerprint, cache_salt)
+        data = part.data
+        header = probe(data, limits)
+        content = sound_hash(data, self._fingerprint(), cache_salt)
         heard = self._count(data, header, content)
         samples = self._geometry.resampled(heard, header.rate)
         frames, rows = self._geometry.measure(samples)
-        return Sound(data, header, content, samples, frames, rows)
+        return (Sound(data, header, content, samples, frames, rows),)
 
     def _count(self, data: bytes, header: AudioHeader, content: ContentHash) -> int:
         if header.samples is not None:

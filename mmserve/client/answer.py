@@ -184,6 +184,8 @@ def usage_from(wire: Mapping[str, Any]) -> Usage:
         cached_pictures=details.get("cached_images") or 0,
         system_tokens=details.get("system_tokens") or 0,
         cached_system_tokens=details.get("cached_system_tokens") or 0,
+        video_tokens=details.get("video_tokens") or 0,
+        audio_tokens=details.get("audio_tokens") or 0,
     )
 
 

@@ -17,9 +17,10 @@ def resolve_limits(request: Request, max_model_len: int) -> Request:
     prompt, sampling = len(request.prompt), request.sampling
     answer = 0 if request.score_from is not None else 1
     if prompt + answer > max_model_len:
+        media = sum(r.end - r.start for r in request.prompt.ranges)
         raise PromptTooLong(
-            f"the prompt has {prompt} tokens, {request.prompt.picture_tokens} of them for pictures, but this model "
-            f"takes {max_model_len} including its answer: shorten the text, or send fewer or smaller pictures"
+            f"the prompt has {prompt} tokens, {media} of them for pictures or other media, but this model takes "
+            f"{max_model_len} including its answer: shorten the text, or send fewer or smaller pictures"
         )
     if request.score_from is not None:
         _check_score(request, request.score_from)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmserve.types import Grid, IntArray, Prompt
+from mmserve.types import Grid, IntArray, Picture, Prompt
 
 
 def plain_positions(prompt: Prompt) -> tuple[IntArray, int]:
@@ -23,8 +23,10 @@ def mrope_positions(prompt: Prompt, merge_size: int) -> tuple[IntArray, int]:
     """
     positions = np.empty((3, len(prompt)), dtype=np.int64)
     at, next_position = 0, 0
-    for start, end, picture in prompt.ranges:
-        grid = prompt.pictures[picture].grid
+    for start, end, item in prompt.ranges:
+        picture = prompt.media[item]
+        assert isinstance(picture, Picture)
+        grid = picture.grid
         positions[:, at:start] = np.arange(next_position, next_position + start - at)
         next_position += start - at
         positions[:, start:end] = _picture_positions(grid, merge_size) + next_position

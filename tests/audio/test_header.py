@@ -80,7 +80,7 @@ class TestRefusals:
     @pytest.mark.parametrize("name", ["wav", "flac", "mp3", "opus", "vorbis"])
     def test_too_long(self, name: str) -> None:
         with pytest.raises(AudioTooLong, match="lasts 3 seconds"):
-            probe(encoded(sine(48_000, 16_000), 16_000, name), Limits(max_audio_seconds=2))
+            probe(encoded(sine(48_000, 16_000), 16_000, name), Limits(max_sound_seconds=2))
 
     def test_hours_by_their_headers_alone(self) -> None:
         with pytest.raises(AudioTooLong, match="134,218 seconds"):

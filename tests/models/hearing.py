@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
@@ -56,7 +57,7 @@ def _heard(samples: int, number: int) -> Heard:
     """Of each kind in turn, in formats that lose nothing, so that both sides have the same samples."""
     waves = (chirp(samples, 16_000), noise(samples, number), sine(samples, 16_000, 200.0 + number))[number % 3]
     if number % 2:
-        waves = (waves * 32_768).round() / 32_768  # what 16 bits can say
+        waves = (waves * 32_768).round().astype(np.float32) / np.float32(32_768)  # what 16 bits can say
         return Heard(encoded(waves, 16_000, "flac"), waves)
     return Heard(encoded(waves, 16_000, "wav-float"), waves)
 
@@ -80,22 +81,17 @@ class HearingReference:
 
     @torch.inference_mode()
     def answer(self, case: HeardCase, max_tokens: int) -> Expected:
+        """Without a cache, step by step: ``generate`` drops the attention mask, and where all sounds have one row only
+        transformers' model cannot do without it."""
         inputs = self.conversation([("user", case.sounds, case.question)])
-        output = self._model.generate(
-            **inputs,
-            max_new_tokens=max_tokens,
-            do_sample=False,
-            eos_token_id=-1,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        length = inputs["input_ids"].shape[1]
-        best = [step[0].float().topk(2).values for step in output.logits]
-        return Expected(
-            inputs["input_ids"][0].tolist(),
-            output.sequences[0, length:].tolist(),
-            [float(two[0] - two[1]) for two in best],
-        )
+        length, leads = inputs["input_ids"].shape[1], []
+        for _ in range(max_tokens):
+            two = self._model(**inputs).logits[0, -1].topk(2)
+            leads.append(float(two.values[0] - two.values[1]))
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], two.indices[None, :1]], 1)
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        ids = inputs["input_ids"][0].tolist()
+        return Expected(ids[:length], ids[length:], leads)
 
 
 def _text(text: str) -> dict[str, str]:

@@ -191,7 +191,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     forward = DecoderStack.forward
 
     def watched(self: DecoderStack, batch: ForwardBatch, *caches: list[Tensor]) -> Tensor:
-        seen.append(batch.picture_rows)
+        seen.append(batch.media_rows)
         return forward(self, batch, *caches)
 
     monkeypatch.setattr(DecoderStack, "forward", watched)

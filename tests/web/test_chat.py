@@ -68,6 +68,8 @@ async def test_completion(client: httpx.AsyncClient, engine: FakeEngine) -> None
                 "cached_images": 1,
                 "system_tokens": 0,
                 "cached_system_tokens": 0,
+                "video_tokens": 0,
+                "audio_tokens": 0,
             },
         },
         "images": [{"width": 8, "height": 6, "tokens": ROWS, "resized": [16, 12]}],

@@ -63,6 +63,8 @@ async def test_answer_in_json(client: httpx.AsyncClient, engine: FakeEngine) -> 
                 "cached_images": 1,
                 "system_tokens": 0,
                 "cached_system_tokens": 0,
+                "video_tokens": 0,
+                "audio_tokens": 0,
             },
         },
         "images": [{"width": 8, "height": 6, "tokens": ROWS, "resized": [16, 12]}],
