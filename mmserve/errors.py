@@ -31,7 +31,8 @@
     │   │       ├── UnsupportedAudio    not a sound, a format that is not accepted, or too short to be heard
     │   │       ├── CorruptAudio        a sound whose data is damaged or cut off
     │   │       ├── AudioTooLarge       more bytes than the limit
-    │   │       └── AudioTooLong        more seconds than the limit
+    │   │       ├── AudioTooLong        more seconds than the limit
+    │   │       └── AudioNotFetched     a remote address that may not be asked, or gave no sound
     │   ├── TooManyPictures          more pictures than one request may carry
     │   ├── TooManyMedia             more videos or sounds than one request may carry
     │   ├── KeyRefused               no API key came, or one that is not known
@@ -192,6 +193,10 @@ class AudioTooLarge(AudioError):
 
 class AudioTooLong(AudioError):
     code = "audio_too_long"
+
+
+class AudioNotFetched(AudioError):
+    code = "audio_not_fetched"
 
 
 class TooManyPictures(RequestError):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from mmserve.errors import InvalidField, RequestError, TooManyPictures
-from mmserve.types import Detail, ImagePart, Message, SamplingParams, TextPart
+from mmserve.errors import InvalidField, RequestError
+from mmserve.types import Detail, MediaKind, Message, Part, SamplingParams, TextPart
 from web.constraints import Wanted, from_chat, from_form
+from web.media import check_number, part_of
 from web.openai.refusals import CHAT, refuse
 from web.openai.tools import MAX_TOOLS, Tool, Toolbox, ToolCall, calls_text, toolbox_of
 from web.pictures import PictureShelf
@@ -145,12 +147,12 @@ class VqaFields(SamplingFields, WordFields, DetailFields):
             raise InvalidField("question is empty; ask something about the picture", param="question")
         return parsed
 
-    def messages(self, pictures: tuple[bytes, ...]) -> list[Message]:
-        """The optional system message, then one user message: all pictures in order, then the question."""
+    def messages(self, media: Iterable[tuple[MediaKind, bytes]]) -> list[Message]:
+        """The optional system message, then one user message: all files in order, then the question."""
         system = [Message("system", (TextPart(self.system),))] if self.system else []
         detail = self.looking()
-        images = tuple(ImagePart(data, detail) for data in pictures)
-        return [*system, Message("user", (*images, TextPart(self.question)))]
+        shown = (part_of(kind, data, detail) for kind, data in media)
+        return [*system, Message("user", (*shown, TextPart(self.question)))]
 
 
 VQA_REPEATED = ("stop", "stop_token_ids", "choices", "must_include", "must_not_include")
@@ -164,18 +166,42 @@ def _as_image_url(value: object) -> object:
     return {"url": value} if isinstance(value, str) else value
 
 
+class AudioUrl(BaseModel):
+    url: str
+
+
+class InputAudio(BaseModel):
+    """``data`` is the file in base64. Its ``format`` is not looked at: the file says it itself."""
+
+    data: str
+    format: str | None = None
+
+
 class ContentPart(BaseModel):
-    """One part of a message: text, a picture as a data URI, or words with which an assistant refused.
+    """One part of a message: text, a picture or sound as a data URI, or words with which an assistant refused.
 
     The limits in pixels may stand beside ``image_url``, where DashScope has them, or inside.
     """
 
-    type: Literal["text", "image_url", "refusal"]
+    type: Literal["text", "image_url", "audio_url", "input_audio", "refusal"]
     text: str | None = None
     refusal: str | None = None
     image_url: Annotated[ImageUrl, BeforeValidator(_as_image_url)] | None = None
+    audio_url: Annotated[AudioUrl, BeforeValidator(_as_image_url)] | None = None
+    input_audio: InputAudio | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
+
+    def media(self) -> tuple[MediaKind, str] | None:
+        """The kind and address of what is no text in it."""
+        if self.type == "image_url" and self.image_url is not None:
+            return "image", self.image_url.url
+        if self.type == "audio_url" and self.audio_url is not None:
+            return "audio", self.audio_url.url
+        if self.type == "input_audio" and self.input_audio is not None:
+            given = self.input_audio.data
+            return "audio", given if given[:5].lower() == "data:" else f"data:;base64,{given}"
+        return None
 
     def looking(self, where: str) -> Detail:
         """Raises ``InvalidField``, its ``param`` under ``where``."""
@@ -315,24 +341,25 @@ class ChatRequest(SamplingFields, ConstraintFields):
 
 
 def chat_messages(request: ChatRequest, shelf: PictureShelf) -> list[Message]:
-    """The turns with their pictures read, one for one; calls are text, and results have the role "tool".
+    """The turns with their media read, one for one; calls are text, and results have the role "tool".
 
-    Raises ``InvalidField`` or a ``PictureError`` that names the part.
+    Raises ``InvalidField`` or a ``MediaError`` that names the part.
     """
     messages: list[Message] = []
     called: set[str] = set()
-    pictures = 0
+    counts: Counter[MediaKind] = Counter()
     for i, message in enumerate(request.messages):
-        parts: list[TextPart | ImagePart] = []
+        parts: list[Part] = []
         for j, part in enumerate(message.content or ()):
-            if part.image_url is None or part.type != "image_url":
+            media = part.media()
+            if media is None:
                 parts.append(TextPart((part.refusal if part.type == "refusal" else part.text) or ""))
                 continue
-            where = f"messages[{i}].content[{j}].image_url"
-            pictures += 1
-            if pictures > shelf.limits.max_pictures:
-                raise TooManyPictures(f"a request may have at most {shelf.limits.max_pictures} pictures", param=where)
-            parts.append(ImagePart(shelf.read(part.image_url.url, where), part.looking(f"{where}.")))
+            kind, address = media
+            where = f"messages[{i}].content[{j}].{part.type}"
+            counts[kind] += 1
+            check_number(kind, counts[kind], shelf.limits, where)
+            parts.append(part_of(kind, shelf.read(address, where, kind), part.looking(f"{where}.")))
         if message.tool_calls:
             called.update(call.id for call in message.tool_calls)
             parts.append(TextPart(("\n" if parts else "") + calls_text(message.tool_calls)))

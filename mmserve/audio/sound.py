@@ -23,14 +23,16 @@ REMEMBERED = 4096
 class Sound:
     """One sound of a prompt, encoded as it was uploaded.
 
-    ``content`` is its identity in every cache; ``samples`` how many there are once it is resampled, ``frames`` the log-
-    mel frames that its tower takes, and ``rows`` the number of its embedding rows (and of placeholder tokens).
+    ``content`` is its identity in every cache; ``samples`` how many are heard once it is resampled, and ``seconds`` how
+    long they last; ``frames`` are the log-mel frames that its tower takes, and ``rows`` the number of its embedding
+    rows (and of placeholder tokens).
     """
 
     data: bytes = field(repr=False)
     header: AudioHeader
     content: ContentHash
     samples: int
+    seconds: float
     frames: int
     rows: int
 
@@ -69,7 +71,7 @@ class SoundReader:
         heard = self._count(data, header, content)
         samples = self._geometry.resampled(heard, header.rate)
         frames, rows = self._geometry.measure(samples)
-        return (Sound(data, header, content, samples, frames, rows),)
+        return (Sound(data, header, content, samples, samples / self._geometry.rate, frames, rows),)
 
     def _count(self, data: bytes, header: AudioHeader, content: ContentHash) -> int:
         if header.samples is not None:
