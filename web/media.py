@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmserve.audio.sound import Sound
 from mmserve.config import Limits
 from mmserve.errors import (
     AudioNotFetched,
@@ -20,6 +19,7 @@ from mmserve.errors import (
     UnsupportedAudio,
     UnsupportedPicture,
 )
+from mmserve.sounds.sound import Sound
 from mmserve.types import AudioPart, Detail, ImagePart, MediaKind, MediaPart, Prompt
 
 

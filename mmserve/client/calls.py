@@ -15,6 +15,7 @@ from mmserve.client.constraints import Constraints, Shape, shape_of
 from mmserve.client.decision import Decision, decision_question
 from mmserve.client.pictures import PictureFile, PictureHandle, PictureLike, read_picture, read_pictures
 from mmserve.client.refusals import NOT_OURS, not_an_answer
+from mmserve.client.sounds import SoundFile, SoundLike, read_sounds
 from mmserve.errors import InvalidField
 from mmserve.template import DEFAULT_CAPTION_PROMPT as DEFAULT_CAPTION_PROMPT
 
@@ -111,16 +112,17 @@ def ask(
     pictures: PictureLike | Sequence[PictureLike],
     question: str,
     *,
+    audio: SoundLike | Sequence[SoundLike] | None,
     system: str | None,
     model: str | None,
     options: Mapping[str, Any],
 ) -> Call[Answer]:
     plain, shape = split(options)
     fields = {"question": question, "system": system, "model": model, **shape.form}
-    files = read_pictures(pictures)
+    files, sounds = _read_media(pictures, audio)
 
     def write(refer: Refer) -> Mapping[str, Any]:
-        return _vqa_body(files, fields, plain, refer)
+        return _vqa_body(files, sounds, fields, plain, refer)
 
     return _asking("/v1/vqa", lambda response: shape.finish(answer_from_vqa(response.json())), write, files)
 
@@ -129,6 +131,7 @@ def stream(
     pictures: PictureLike | Sequence[PictureLike],
     question: str,
     *,
+    audio: SoundLike | Sequence[SoundLike] | None,
     system: str | None,
     model: str | None,
     options: Options,
@@ -136,19 +139,19 @@ def stream(
 ) -> Call[None]:
     """Like :func:`ask`, with the reply streamed; ``mmserve.client.stream`` reads it."""
     fields = {"question": question, "system": system, "model": model, "stream": True, **shape.form}
-    files = read_pictures(pictures)
+    files, sounds = _read_media(pictures, audio)
 
     def write(refer: Refer) -> Mapping[str, Any]:
-        return _vqa_body(files, fields, options, refer)
+        return _vqa_body(files, sounds, fields, options, refer)
 
     return _asking("/v1/vqa", _check_event_stream, write, files, streamed=True)
 
 
 def chat(messages: Iterable[Mapping[str, Any]], *, model: str | None, options: Mapping[str, Any]) -> Call[Answer]:
-    """``content`` of a message is text, a picture, or a list that mixes both.
+    """``content`` of a message is text, a picture, a sound, or a list that mixes them.
 
-    In a list a ``str`` is text, a dict is a part of the OpenAI form and goes as it is, and anything else is a picture
-    (so a picture's path must be a ``Path``).
+    In a list a ``str`` is text, a dict is a part of the OpenAI form and goes as it is, a ``SoundFile`` is a sound, and
+    anything else is a picture (so a picture's path must be a ``Path``).
     """
     plain, shape = split(options)
     said, files = _read_messages(messages)
@@ -234,13 +237,27 @@ def _file_part(file: PictureFile) -> tuple[str, tuple[str, bytes, str]]:
     return "image", (file.name, file.data, file.media_type)
 
 
+def _read_media(
+    pictures: PictureLike | Sequence[PictureLike], audio: SoundLike | Sequence[SoundLike] | None
+) -> tuple[tuple[PictureFile, ...], tuple[SoundFile, ...]]:
+    """Pictures may be an empty list beside sounds. Raises as ``read_pictures`` and ``read_sounds`` do."""
+    sounds = read_sounds(audio)
+    none = isinstance(pictures, list | tuple) and not pictures
+    return () if none and sounds else read_pictures(pictures), sounds
+
+
 def _vqa_body(
-    files: tuple[PictureFile, ...], fields: Mapping[str, Any], options: Options, refer: Refer
+    files: tuple[PictureFile, ...],
+    sounds: tuple[SoundFile, ...],
+    fields: Mapping[str, Any],
+    options: Options,
+    refer: Refer,
 ) -> dict[str, Any]:
     given = {**fields, **options}
+    # A part without a file name is text.
+    images = [_file_part(file) if (kept := refer(file)) is None else ("image", (None, kept)) for file in files]
     return {
-        # A part without a file name is text.
-        "files": [_file_part(file) if (kept := refer(file)) is None else ("image", (None, kept)) for file in files],
+        "files": [*images, *(("audio", (sound.name, sound.data, sound.media_type)) for sound in sounds)],
         "data": {name: _form_value(value) for name, value in given.items() if value is not None},
     }
 
@@ -285,9 +302,11 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     return {**message, "content": [_part(part) for part in parts]}
 
 
-def _part(part: str | Mapping[str, Any] | PictureLike) -> dict[str, Any] | PictureFile:
+def _part(part: str | Mapping[str, Any] | SoundFile | PictureLike) -> dict[str, Any] | PictureFile:
     if isinstance(part, str):
         return {"type": "text", "text": part}
+    if isinstance(part, SoundFile):
+        return part.part()
     return dict(part) if isinstance(part, Mapping) else read_picture(part)
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from mmserve.audio.decode import decode
-from mmserve.audio.encoder import SoundEncoder, rename
-from mmserve.audio.features import MelProcessor, Mels
-from mmserve.audio.geometry import SoundGeometry
-from mmserve.audio.sound import Sound
 from mmserve.checkpoint import Checkpoint
 from mmserve.models.batch import Model, Tower
 from mmserve.models.config import decoder_config, decoder_rename
 from mmserve.models.layers import DecoderStack
 from mmserve.models.loader import load_weights
+from mmserve.sounds.decode import decode
+from mmserve.sounds.encoder import SoundEncoder, rename
+from mmserve.sounds.features import MelProcessor, Mels
+from mmserve.sounds.geometry import SoundGeometry
+from mmserve.sounds.sound import Sound
 
 
 def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:

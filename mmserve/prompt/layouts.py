@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from mmserve.audio.decode import decoder_id
-from mmserve.audio.geometry import SoundGeometry
-from mmserve.audio.identity import sound_fingerprint
-from mmserve.audio.sound import SoundReader
 from mmserve.checkpoint import TEXT_FAMILIES, Checkpoint
 from mmserve.errors import ConfigError
 from mmserve.prompt.cogvlm import cogvlm
 from mmserve.prompt.general import general
 from mmserve.prompt.layout import Layout, Medium
 from mmserve.prompt.positions import mrope_positions
+from mmserve.sounds.decode import decoder_id
+from mmserve.sounds.geometry import SoundGeometry
+from mmserve.sounds.identity import sound_fingerprint
+from mmserve.sounds.sound import SoundReader
 from vision.detail import WholeGeometry, lower, within_limits
 from vision.geometry import QwenGeometry
 from vision.tiles import SquareGeometry, anyres_geometry, square_geometry

@@ -13,9 +13,9 @@ import torch
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
 from mmserve.types import AudioPart, Message, TextPart
-from tests.audio.sounds import Waves, chirp, encoded, noise, sine
 from tests.models.equality import QUESTIONS
 from tests.reference import Expected
+from tests.sounds.made import Waves, chirp, encoded, noise, sine
 
 LENGTHS = (321, 16_000, 641, 5_003, 47_999, 801, 60_000, 1_601)
 """In samples at 16 kHz: one row, a second, the least of two rows, odd ones, and more than three seconds."""

@@ -11,21 +11,21 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen2AudioForConditionalGeneration
 
-from mmserve.audio import decode as decoding
-from mmserve.audio.encoder import SoundEncoder
 from mmserve.config import Limits
 from mmserve.engine.build import build_engine
 from mmserve.errors import CheckpointError, CorruptAudio, TooManyMedia, UnsupportedAudio, UnsupportedMedia
 from mmserve.models.families import build_model
 from mmserve.prompt import PromptBuilder
+from mmserve.sounds import decode as decoding
+from mmserve.sounds.encoder import SoundEncoder
 from mmserve.types import AudioPart, ImagePart, Message, Prompt, Request, SamplingParams, TextPart
-from tests.audio.sounds import encoded, noise
 from tests.checkpoints import tiny_qwen2_audio, tiny_qwen2_vl, tiny_text
 from tests.models.equality import ROOMY, resolve, served
 from tests.models.hearing import Heard, HearingReference, heard_cases
 from tests.models.test_families import assert_same, parameters
 from tests.proofs.serving import serve
 from tests.reference import Tally
+from tests.sounds.made import encoded, noise
 
 SECONDS = 3
 SOUNDS = (0, 1, 2, 3, 1, 1, 0, 1, 2, 1, 3, 1, 1, 2, 0, 1, 3, 1, 2, 1)

@@ -13,9 +13,9 @@ from typing import TypeAlias
 import certifi
 import httpx
 
-from mmserve.audio.header import probe as probe_sound
 from mmserve.config import Limits
 from mmserve.errors import MediaError, PictureNotFetched
+from mmserve.sounds.header import probe as probe_sound
 from mmserve.types import MediaKind
 from vision.header import probe as probe_picture
 from web.media import MEDIA

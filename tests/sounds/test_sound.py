@@ -14,15 +14,15 @@ import pytest
 from transformers import WhisperFeatureExtractor
 from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
 
-from mmserve.audio import sound as reading
-from mmserve.audio.decode import Samples, decode
-from mmserve.audio.geometry import SoundGeometry
-from mmserve.audio.identity import sound_fingerprint, sound_hash
-from mmserve.audio.sound import Sound, SoundReader
 from mmserve.config import Limits
 from mmserve.errors import AudioError, AudioTooLong, CheckpointError, CorruptAudio, UnsupportedAudio
+from mmserve.sounds import sound as reading
+from mmserve.sounds.decode import Samples, decode
+from mmserve.sounds.geometry import SoundGeometry
+from mmserve.sounds.identity import sound_fingerprint, sound_hash
+from mmserve.sounds.sound import Sound, SoundReader
 from mmserve.types import AudioPart
-from tests.audio.sounds import encoded, noise, sine
+from tests.sounds.made import encoded, noise, sine
 from vision.identity import content_hash
 
 GEOMETRY = SoundGeometry.from_configs({}, {})
@@ -154,7 +154,7 @@ class TestIdentity:
 
 def test_what_plans_loads_neither_torch_nor_pyav() -> None:
     heavy = "('torch', 'transformers', 'av')"
-    code = f"import sys, json, mmserve.audio.sound; print(json.dumps([n for n in {heavy} if n in sys.modules]))"
+    code = f"import sys, json, mmserve.sounds.sound; print(json.dumps([n for n in {heavy} if n in sys.modules]))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ.copy()
     )

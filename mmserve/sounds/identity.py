@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mmserve.audio.geometry import SoundGeometry
+from mmserve.sounds.geometry import SoundGeometry
 from mmserve.types import ContentHash
 from vision.identity import Part, canonical_json, digest
 
@@ -21,7 +21,7 @@ def sound_fingerprint(
 ) -> bytes:
     """Digest of everything besides the file that shapes a sound's embedding rows.
 
-    As ``vision.identity.fingerprint``; ``decoder`` is ``mmserve.audio.decode.decoder_id``'s.
+    As ``vision.identity.fingerprint``; ``decoder`` is ``mmserve.sounds.decode.decoder_id``'s.
     """
     settings = canonical_json(dataclasses.asdict(geometry))
     parts = (canonical_json(audio_config), canonical_json(processor), settings, decoder.encode())

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 
-from mmserve.audio.decode import count
-from mmserve.audio.geometry import SoundGeometry
-from mmserve.audio.header import AudioHeader, probe
-from mmserve.audio.identity import sound_hash
 from mmserve.config import Limits
+from mmserve.sounds.decode import count
+from mmserve.sounds.geometry import SoundGeometry
+from mmserve.sounds.header import AudioHeader, probe
+from mmserve.sounds.identity import sound_hash
 from mmserve.types import AudioPart, ContentHash, MediaKind
 
 REMEMBERED = 4096
@@ -50,8 +50,8 @@ class SoundReader:
     by their whole identity (so a tenant learns nothing of another's)."""
 
     def __init__(self, geometry: SoundGeometry, fingerprint: Callable[[], bytes]) -> None:
-        """``fingerprint`` gives :func:`mmserve.audio.identity.sound_fingerprint` of ``geometry``; it is asked for once,
-        with the first sound, since it names the decoder's libraries, which are loaded then."""
+        """``fingerprint`` gives :func:`mmserve.sounds.identity.sound_fingerprint` of ``geometry``; it is asked for with
+        the first sound, since it names the decoder's libraries, which are loaded then."""
         self._geometry = geometry
         self._fingerprint = cache(fingerprint)
         self._counts: OrderedDict[ContentHash, int] = OrderedDict()

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from mmserve.audio.geometry import SoundGeometry
-from mmserve.audio.header import AudioHeader
 from mmserve.errors import CorruptAudio, MMServeError, UnsupportedAudio
+from mmserve.sounds.geometry import SoundGeometry
+from mmserve.sounds.header import AudioHeader
 
 if TYPE_CHECKING:
     from av import AudioFrame

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmserve.audio import decode as decoding
-from mmserve.audio.decode import Samples, count, decode, decoder_id
-from mmserve.audio.geometry import SoundGeometry
-from mmserve.audio.header import AudioHeader, probe
 from mmserve.config import Limits
 from mmserve.errors import AudioError, CorruptAudio, UnsupportedAudio
-from tests.audio.sounds import FORMATS, chirp, encoded, noise, rates, sine
-from tests.audio.test_header import wav_file
+from mmserve.sounds import decode as decoding
+from mmserve.sounds.decode import Samples, count, decode, decoder_id
+from mmserve.sounds.geometry import SoundGeometry
+from mmserve.sounds.header import AudioHeader, probe
+from tests.sounds.made import FORMATS, chirp, encoded, noise, rates, sine
+from tests.sounds.test_header import wav_file
 
 GEOMETRY = SoundGeometry(16_000, 160, 3000)
 SHORT = SoundGeometry(16_000, 160, 100)

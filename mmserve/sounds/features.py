@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
-from mmserve.audio.decode import Samples
-from mmserve.audio.geometry import SoundGeometry
 from mmserve.errors import CheckpointError, MMServeError
+from mmserve.sounds.decode import Samples
+from mmserve.sounds.geometry import SoundGeometry
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from mmserve.audio.containers import DAMAGE, READERS, Track, Unknown, sniff
 from mmserve.config import MIB, Limits
 from mmserve.errors import AudioTooLarge, AudioTooLong, CorruptAudio, UnsupportedAudio
+from mmserve.sounds.containers import DAMAGE, READERS, Track, Unknown, sniff
 
 ACCEPTED = "WAV, MP3, FLAC or Ogg (Vorbis, Opus)"
 RATES = (4_000, 384_000)

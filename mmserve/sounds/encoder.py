@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmserve.audio.features import Mels
 from mmserve.errors import CheckpointError
+from mmserve.sounds.features import Mels
 
 
 class _Attention(nn.Module):

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmserve.audio.header import AudioHeader, probe
 from mmserve.config import MIB, Limits
 from mmserve.errors import AudioError, AudioTooLarge, AudioTooLong, CorruptAudio, UnsupportedAudio
-from tests.audio.sounds import FORMATS, encoded, noise, rates, sine
+from mmserve.sounds.header import AudioHeader, probe
+from tests.sounds.made import FORMATS, encoded, noise, rates, sine
 
 LIMITS = Limits()
 NAMES = {"wav": "WAV", "mp3": "MP3", "flac": "FLAC", "ogg": "Ogg"}

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
-from mmserve.audio.encoder import SoundEncoder, rename
-from mmserve.audio.features import MelProcessor, Mels
-from mmserve.audio.geometry import SoundGeometry
 from mmserve.errors import CheckpointError
 from mmserve.models.loader import load_weights
-from tests.audio.sounds import Waves, chirp, noise
+from mmserve.sounds.encoder import SoundEncoder, rename
+from mmserve.sounds.features import MelProcessor, Mels
+from mmserve.sounds.geometry import SoundGeometry
 from tests.checkpoints.qwen2_audio import QWEN2_AUDIO_TEMPLATE, tiny_qwen2_audio
+from tests.sounds.made import Waves, chirp, noise
 
 SECONDS = 3
 LENGTHS = (321, 800, 1_601, 16_000, 20_001, 47_999, 48_000)
