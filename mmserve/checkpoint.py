@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mmserve.errors import CheckpointError, ConfigError, InvalidField
-from mmserve.types import SamplingParams
+from mmserve.types import MediaKind, SamplingParams
 from vision.identity import canonical_json, digest
 
 FAMILIES: Mapping[str, str] = {
@@ -104,10 +104,11 @@ _SAMPLE_BYTES = 256
 class Checkpoint:
     """A model on disk. The mappings are the files' content as read; nothing in here changes.
 
-    ``config`` is ``config.json``, ``processor`` the image processor's or feature extractor's settings, ``generation``
+    ``config`` is ``config.json``, ``processor`` the image processor's or feature extractor's settings,
+    ``video_processor`` those for videos (the former where there are none of their own), ``generation``
     ``generation_config.json`` (empty where there is none), ``template`` the chat template's source (empty where the
     family's layout has it). ``dtype`` is a torch dtype's name, ``max_model_len`` is in tokens; ``image_token_id`` is
-    ``None`` where no token of the vocabulary stands for pictures. ``sampling`` is what the model's makers recommend.
+    ``None`` where no token of the vocabulary is for pictures. ``sampling`` is what the model's makers recommend.
 
     ``fingerprint`` (32 bytes) identifies the weights and configuration. It covers each safetensors file's name,
     size and header (names, types, shapes and offsets of the tensors), the first and last 256 bytes of every tensor,
@@ -116,7 +117,8 @@ class Checkpoint:
 
     ``json_style`` says how it writes JSON under a constraint: ``"compact"``, or ``"spaced"`` behind commas and colons.
     ``tokenizer`` is the folder of the tokenizer, where it is not beside the weights.
-    ``quantization`` is one of ``QUANTIZATIONS``, or ``None`` where weights stay of ``dtype``.
+    ``quantization`` is one of ``QUANTIZATIONS``, or ``None`` where weights stay of ``dtype``. ``media`` are the only
+    kinds of media to take, ``None`` for all that the family does.
     """
 
     name: str
@@ -137,6 +139,8 @@ class Checkpoint:
     json_style: str = "compact"
     quantization: str | None = None
     tokenizer: Path | None = None
+    video_processor: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    media: tuple[MediaKind, ...] | None = None
 
     @property
     def tokenizer_path(self) -> Path:
@@ -178,6 +182,7 @@ def read_checkpoint(
     json_style: str = "compact",
     tokenizer: Path | None = None,
     quantization: str | None = None,
+    media: tuple[MediaKind, ...] | None = None,
 ) -> Checkpoint:
     """Read a checkpoint folder; ``dtype``, ``template`` (source) and ``max_model_len`` override what it says.
 
@@ -214,6 +219,8 @@ def read_checkpoint(
         json_style=json_style,
         tokenizer=tokenizer,
         quantization=quantization,
+        video_processor=processor and _video_processor(path, processor),
+        media=media,
     )
 
 
@@ -317,6 +324,14 @@ def _processor(path: Path, family: str) -> dict[str, Any]:
     part = "feature_extractor" if family in HEARING_FAMILIES else "image_processor"
     nested = read_json(path / "processor_config.json", missing_ok=True).get(part)
     return nested if isinstance(nested, dict) else read_json(path / "preprocessor_config.json")
+
+
+def _video_processor(path: Path, processor: dict[str, Any]) -> dict[str, Any]:
+    """Video processor settings, from where transformers takes them; ``processor`` where there are no others."""
+    nested = read_json(path / "processor_config.json", missing_ok=True).get("video_processor")
+    if isinstance(nested, dict):
+        return nested
+    return read_json(path / "video_preprocessor_config.json", missing_ok=True) or processor
 
 
 def _template(path: Path) -> str:

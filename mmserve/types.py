@@ -24,6 +24,8 @@ ContentHash = NewType("ContentHash", bytes)
 
 MediaKind = Literal["image", "video", "audio"]
 
+MEDIA_KINDS: tuple[MediaKind, ...] = ("image", "video", "audio")
+
 IntArray = npt.NDArray[np.int64]
 
 

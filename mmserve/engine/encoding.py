@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 
 from mmserve.cache.embeddings import EncoderCache
 from mmserve.types import ContentHash, MediaItem
@@ -23,9 +24,9 @@ class _Job:
 class MediaWork:
     """Decides which items to prepare and to encode next. Holds nothing decoded and no rows.
 
-    ``row_bytes`` is the size of one embedding row. At most ``window_work`` are being prepared or waiting, prepared,
-    for the encoder, and rows to come are counted against the encoder cache's bound; the items that the
-    first waiting sequence needs pass both bounds, so that it always gets on.
+    ``row_bytes`` is the size of one embedding row. At most ``window_work``, or one item, are being prepared or waiting,
+    prepared, for the encoder, and rows to come are counted against the encoder cache's bound; the items that the first
+    waiting sequence needs come first and pass that bound, so that it always gets on.
     """
 
     def __init__(self, cache: EncoderCache, *, row_bytes: int, step_work: int, window_work: int) -> None:
@@ -65,18 +66,19 @@ class MediaWork:
         return tuple(job.waiters) if job else ()
 
     def start(self, urgent: Iterable[ContentHash], following: Iterable[ContentHash]) -> tuple[MediaItem, ...]:
-        """Items to hand to the threads now: ``urgent`` ones whatever the bounds, then ``following`` while they fit.
+        """Items to hand to the threads now: ``urgent`` ones while they fit the window, then ``following`` ones while
+        there is room for their rows too.
 
         Both are in the order in which sequences will be admitted: rows made in another order could fill the cache
         while the next sequence waits for its own.
         """
-        starting = [self._start(content) for content in urgent if content in self._queued]
-        for content in following:
+        starting = []
+        for is_urgent, content in chain(((True, each) for each in urgent), ((False, each) for each in following)):
             job = self._queued.get(content)
             if job is None:
                 continue
             rows = (self._started_rows + job.item.rows) * self._row_bytes
-            room = self._cache.bytes_held + rows <= self._cache.capacity_bytes
+            room = is_urgent or self._cache.bytes_held + rows <= self._cache.capacity_bytes
             if (self._started_work and self._started_work + job.item.work > self._window_work) or not room:
                 break
             starting.append(self._start(content))

@@ -323,8 +323,10 @@ class Scheduler:
 
     def _start_media(self, window: Iterable[Sequence]) -> tuple[MediaItem, ...]:
         wanting = [seq for seq in window if seq.wanted]
-        urgent = wanting[0].wanted if wanting else ()
-        return self._work.start(tuple(urgent), (content for seq in wanting for content in seq.wanted))
+        return self._work.start(
+            [content for seq in wanting[:1] for content in seq.wanted_in_order()],
+            (content for seq in wanting[1:] for content in seq.wanted_in_order()),
+        )
 
     # -- slots, inside ------------------------------------------------------------------------------------------
 

@@ -149,6 +149,10 @@ class Sequence:
         found = {r.item: None for r in self.request.prompt.ranges if r.end > position}
         return list(found)
 
+    def wanted_in_order(self) -> list[ContentHash]:
+        """``wanted`` in the order of the prompt, in which a video's blocks are best decoded."""
+        return [item.content for item in self.request.prompt.media if item.content in self.wanted]
+
     def chunk(self, tokens: int, banned: tuple[int, ...]) -> Chunk:
         """The next ``tokens`` tokens as work; their slots must be reserved."""
         start, stop = self.computed, self.computed + tokens

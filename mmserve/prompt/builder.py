@@ -41,19 +41,19 @@ class PromptBuilder:
         self.tokenizer = load_tokenizer(checkpoint.tokenizer_path)
         self.tokenizer.encode_special_tokens = True  # what is encoded here is text; specials come from the template
         self._text = TextEncoder(self.tokenizer)
-        self._layout = layout or layout_for(checkpoint)
-        self._media = MediaReader(checkpoint, self._layout, limits)
-        self._specials = SpecialTokens(self.tokenizer.get_added_tokens_decoder(), mark=self._layout.mark)
-        self._template = ChatTemplate(checkpoint.template or self._layout.template or "", _named_tokens(checkpoint))
-        self.geometry = self._layout.geometry
+        self.layout = layout or layout_for(checkpoint)
+        self._media = MediaReader(checkpoint, self.layout, limits)
+        self._specials = SpecialTokens(self.tokenizer.get_added_tokens_decoder(), mark=self.layout.mark)
+        self._template = ChatTemplate(checkpoint.template or self.layout.template or "", _named_tokens(checkpoint))
+        self.geometry = self.layout.geometry
         vocabulary = self.tokenizer.get_vocab()
         self._longest_token = max(map(len, vocabulary))
         self._vocabulary = max(vocabulary.values()) + 1
         self._table = TokenTable(self.tokenizer)
-        self._mark = self._specials.ids.get(self._layout.mark or "", self._layout.pad_id) if self.geometry else None
+        self._mark = self._specials.ids.get(self.layout.mark or "", self.layout.pad_id) if self.geometry else None
         if self._mark is not None and self._mark not in self._specials.ids.values():
             raise CheckpointError(f"image_token_id {self._mark} is no special token of the tokenizer")
-        self._marks: dict[int, MediaKind] = {medium.pad_id: kind for kind, medium in self._layout.others.items()}
+        self._marks: dict[int, MediaKind] = {medium.pad_id: kind for kind, medium in self.layout.others.items()}
         if self._mark is not None:
             self._marks[self._mark] = "image"
 
@@ -75,7 +75,7 @@ class PromptBuilder:
         inputs = [{"role": message.role, "content": self._content(message)} for message in messages]
         rendered = self._template.render(inputs, add_generation_prompt=add_generation_prompt)
         pieces = list(self._pieces(rendered, shown))
-        opening = self._text.opening if self._layout.opens else ()
+        opening = self._text.opening if self.layout.opens else ()
         if opening and tuple(pieces[0].ids[: len(opening)]) != opening:
             pieces.insert(0, Piece(opening, special=True))
         length = sum(len(piece.ids) for piece in pieces)
@@ -156,7 +156,7 @@ class PromptBuilder:
         if not ids:
             raise InvalidField("the prompt is empty; send at least one token", param=where)
         read = self._media.pictures(pictures, cache_salt)
-        pieces = expanded_pieces(ids, self._layout, read) if read else [Piece(ids)]
+        pieces = expanded_pieces(ids, self.layout, read) if read else [Piece(ids)]
         if pieces is None or (not read and self._mark in ids):
             pieces = self._placed(ids, read, where)
         length = sum(len(piece.ids) for piece in pieces)
@@ -185,9 +185,9 @@ class PromptBuilder:
         return pieces
 
     def _expanded(self, number: int, picture: Picture) -> Iterator[Piece]:
-        for segment in self._layout.expand(picture):
+        for segment in self.layout.expand(picture):
             if isinstance(segment, Rows):
-                yield rows_piece(self._layout.pad_id, segment, number)
+                yield rows_piece(self.layout.pad_id, segment, number)
             else:
                 yield Piece((segment,) if isinstance(segment, int) else self._text.encode(segment, first=False))
 
@@ -255,7 +255,7 @@ class PromptBuilder:
                     continue
                 if text:
                     yield Piece(self._text.encode(text, first=first))
-                text, first = "", self._layout.apart and isinstance(segment, Rows)
+                text, first = "", self.layout.apart and isinstance(segment, Rows)
                 if isinstance(segment, Rows):
                     assert here is not None
                     yield rows_piece(self._pad_id(here.kind), segment, here.first)
@@ -275,10 +275,10 @@ class PromptBuilder:
     def _segments(self, shown: Shown) -> Sequence[Segment]:
         """What takes the place of its mark."""
         only = shown.items[0]
-        return self._layout.expand(only) if isinstance(only, Picture) else rows_of(shown.items)
+        return self.layout.expand(only) if isinstance(only, Picture) else rows_of(shown.items)
 
     def _pad_id(self, kind: MediaKind) -> int:
-        return self._layout.pad_id if kind == "image" else self._layout.others[kind].pad_id
+        return self.layout.pad_id if kind == "image" else self.layout.others[kind].pad_id
 
 
 def _media_content(kind: MediaKind) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from mmserve.config import Limits
+from mmserve.errors import ConfigError
 from mmserve.prompt.positions import plain_positions
 from mmserve.types import Detail, IntArray, MediaItem, MediaKind, Picture, Prompt
 from vision.detail import Adapt, unchanged
@@ -91,6 +92,18 @@ class Layout:
     def kinds(self) -> tuple[MediaKind, ...]:
         """The kinds of media that the model takes."""
         return (*(("image",) if self.geometry is not None else ()), *self.others)
+
+    def limited(self, kinds: tuple[MediaKind, ...] | None) -> Layout:
+        """This for a model that is to take these kinds only. Raises ``ConfigError`` for one that it does not know."""
+        if kinds is None:
+            return self
+        unknown = sorted(set(kinds) - set(self.kinds))
+        if unknown:
+            raise ConfigError(
+                f"the model takes {', '.join(self.kinds) or 'no media'}, so media cannot name {unknown[0]}"
+            )
+        others = {kind: medium for kind, medium in self.others.items() if kind in kinds}
+        return replace(self, others=others, geometry=self.geometry if "image" in kinds else None)
 
     def geometry_among(self, pictures: int, detail: Detail = Detail()) -> Geometry | None:  # noqa: B008 (frozen)
         """What measures each of so many pictures of one prompt, at the ``detail`` that is wanted of it.

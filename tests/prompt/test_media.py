@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mmserve.config import Limits
-from mmserve.errors import InvalidField, TooManyMedia, TooManyPictures, UnsupportedMedia, UnsupportedPicture
+from mmserve.errors import (
+    ConfigError,
+    InvalidField,
+    TooManyMedia,
+    TooManyPictures,
+    UnsupportedMedia,
+    UnsupportedPicture,
+)
 from mmserve.prompt import PromptBuilder
+from mmserve.prompt.layouts import layout_for
 from mmserve.registry import load_registry
 from mmserve.types import PART_KINDS, AudioPart, ImagePart, Message, Part, TextPart, VideoPart
 from tests.checkpoints.llava import tiny_llava
+from tests.checkpoints.qwen2_vl import tiny_qwen2_vl
 from tests.checkpoints.text import tiny_text
 from tests.engine.pictures import png
+from tests.vision.clips import clip
 
 
 def ask(builder: PromptBuilder, *parts: Part) -> None:
@@ -42,6 +53,21 @@ def test_a_model_of_text_says_so_of_every_kind(tmp_path: Path) -> None:
     for part, error in ((ImagePart(png("red")), UnsupportedPicture), (VideoPart(b""), UnsupportedMedia)):
         with pytest.raises(error, match="reads text only"):
             ask(builder, part)
+
+
+def test_a_model_may_be_kept_to_some_kinds(tmp_path: Path) -> None:
+    checkpoint = load_registry().resolve(str(tiny_qwen2_vl(tmp_path / "q")))
+    assert layout_for(checkpoint).kinds == ("image", "video")
+    only = PromptBuilder(replace(checkpoint, media=("image",)), Limits())
+    with pytest.raises(UnsupportedMedia, match="takes pictures, but no videos"):
+        ask(only, VideoPart(b""))
+    ask(only, ImagePart(png("red")))
+    frames = PromptBuilder(replace(checkpoint, media=("video",)), Limits())
+    with pytest.raises(UnsupportedMedia, match="takes videos, but no pictures"):
+        ask(frames, ImagePart(png("red")))
+    ask(frames, VideoPart(clip(1.0)))
+    with pytest.raises(ConfigError, match="takes image, video, so media cannot name audio"):
+        layout_for(replace(checkpoint, media=("image", "audio")))
 
 
 def test_each_kind_has_a_limit_of_its_own(seeing: Path) -> None:
