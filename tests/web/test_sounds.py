@@ -22,7 +22,7 @@ from mmserve.engine.build import build_engine
 from mmserve.engine.local import LocalEngineClient
 from mmserve.errors import AudioTooLong, CorruptAudio, InvalidField, TooManyMedia, UnsupportedAudio, UnsupportedMedia
 from mmserve.prompt import PromptBuilder
-from tests.checkpoints import tiny_qwen2_audio
+from tests.checkpoints import tiny_qwen2_audio, tiny_qwen2_vl
 from tests.models.equality import resolve
 from tests.sounds.made import chirp, encoded, noise, sine
 from tests.sounds.test_header import wav_file
@@ -193,9 +193,7 @@ class TestChat:
 
 
 class TestModelsThatDoNotHear:
-    async def test_a_clear_refusal(self, http: httpx.AsyncClient, tmp_path: Path) -> None:
-        from tests.checkpoints import tiny_qwen2_vl
-
+    async def test_a_clear_refusal(self, tmp_path: Path) -> None:
         checkpoint = resolve(tiny_qwen2_vl(tmp_path))
         eyes = Service(ServedModel("eyes"), PromptBuilder(checkpoint, LIMITS), FakeEngine(), 2048, LIMITS)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(eyes)), base_url="http://test") as client:
@@ -270,7 +268,7 @@ def hear(s: Any, sound: Any, question: str) -> None:
 
 class TestLanguage:
     @pytest.mark.parametrize("sound", [SOUND, uri(SOUND)])
-    def test_over_http_and_in_this_process(self, sound: Any, url: str, service: Service, tmp_path: Path) -> None:
+    def test_over_http_and_in_this_process(self, sound: Any, url: str, tmp_path: Path) -> None:
         with Client(url) as client:
             wanted = client.ask([], "What is it?", audio=SOUND, max_tokens=4, ignore_eos=True).text
         with sgl.RuntimeEndpoint(url) as endpoint:
