@@ -16,6 +16,7 @@
     │   │   └── BudgetTooSmall       cannot be said in max_tokens; names the least that can
     │   ├── MediaError               a picture, video or sound cannot be used
     │   │   ├── UnsupportedMedia     of a kind that the model does not take; names those that it takes
+    │   │   ├── MediaNotFetched      a remote address that may not be asked, or gave no video or sound
     │   │   ├── PictureError
     │   │   │   ├── UnsupportedPicture  not a picture, or a format that is not accepted
     │   │   │   ├── CorruptPicture      a picture whose data is damaged
@@ -123,6 +124,10 @@ class MediaError(RequestError):
 
 class UnsupportedMedia(MediaError):
     code = "unsupported_media"
+
+
+class MediaNotFetched(MediaError):
+    code = "media_not_fetched"
 
 
 class PictureError(MediaError):

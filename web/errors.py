@@ -28,6 +28,7 @@ from mmserve.errors import (
     RequestError,
     ResponseNotKept,
     UnsupportedConstraint,
+    VideoTooLarge,
     WireError,
 )
 
@@ -39,6 +40,7 @@ _STATUS: Mapping[type[MMServeError], int] = {
     ModelNotFound: 404,
     ResponseNotKept: 404,
     PictureTooLarge: 413,
+    VideoTooLarge: 413,
     PictureNotKept: 404,
     UnsupportedConstraint: 422,
     BudgetTooSmall: 422,

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mmserve.config import Limits
-from mmserve.errors import InvalidField, PictureNotKept, PictureTooLarge, UnsupportedPicture
+from mmserve.errors import InvalidField, PictureNotKept, PictureTooLarge
+from mmserve.types import MediaKind
+from web.media import MEDIA, WireMedia
 from web.visit import visit
 
 PREFIX = "pic-"
@@ -89,8 +91,8 @@ class PictureShelf:
             found = self._kept.get(identity)
             return found is not None and found.owner == visit().owner and self._forget(identity)
 
-    def read(self, address: str, where: str) -> bytes:
-        """The picture at ``address``: a data URI, the id of a kept one, or a remote address.
+    def read(self, address: str, where: str, kind: MediaKind = "image") -> bytes:
+        """What is at ``address``, of this kind: a data URI, the id of a kept picture, or a remote address.
 
         Counts it for the API key. Raises as these do, and ``RateLimited``; ``PictureWanted`` for a remote picture that
         is not fetched yet, which is what ``web.generation.offload`` then does.
@@ -99,8 +101,8 @@ class PictureShelf:
         if address.startswith(PREFIX):
             return self.get(address, where)
         if address[:5].lower() != "data:":
-            return visit().remote_picture(address, where)
-        return decode_data_uri(address, self.limits.max_picture_bytes, where)
+            return visit().remote_picture(address, where, kind)
+        return decode_data_uri(address, MEDIA[kind].max_bytes(self.limits), where, MEDIA[kind])
 
     def _forget(self, identity: str) -> bool:
         found = self._kept.pop(identity, None)
@@ -111,27 +113,27 @@ class PictureShelf:
         return found is not None
 
 
-def decode_data_uri(uri: str, max_bytes: int, where: str) -> bytes:
+def decode_data_uri(uri: str, max_bytes: int, where: str, media: WireMedia = MEDIA["image"]) -> bytes:
     """The bytes of ``data:[type];base64,...``. The size is judged before anything is decoded.
 
-    Raises ``InvalidField``, ``UnsupportedPicture`` or ``PictureTooLarge``, with ``where`` as the field at fault.
+    Raises ``InvalidField``, ``media.unsupported`` or ``media.too_large``, with ``where`` as the field at fault.
     """
     comma = uri.find(",", 0, 256)
     media_type, semicolon, encoding = uri[5 : max(comma, 5)].lower().rpartition(";")
     if not semicolon or encoding.strip() != "base64":
-        raise InvalidField('the data URI must have the form "data:image/jpeg;base64,..."', param=where)
+        raise InvalidField('the data URI must have the form "data:' + media.example + ';base64,..."', param=where)
     kind = media_type.partition(";")[0].strip()
-    if kind and not kind.startswith("image/") and kind != "application/octet-stream":
-        raise UnsupportedPicture(f'the data URI holds "{kind[:64]}" and not a picture', param=where)
+    if kind and not kind.startswith(media.types) and kind != "application/octet-stream":
+        raise media.unsupported(f'the data URI holds "{kind[:64]}" and not a {media.name}', param=where)
     payload = uri[comma + 1 :]
     padding = len(payload) - len(payload.rstrip("="))
     size = len(payload) // 4 * 3 - min(padding, 2)
     if size > max_bytes:
-        raise PictureTooLarge(f"the picture has {size} bytes; at most {max_bytes} are allowed", param=where)
+        raise media.too_large(f"the {media.name} has {size} bytes; at most {max_bytes} are allowed", param=where)
     try:
         data = base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError):
         raise InvalidField("the data URI is not valid base64 (standard alphabet, padded)", param=where) from None
     if not data:
-        raise UnsupportedPicture("the data URI is empty; send a picture", param=where)
+        raise media.unsupported(f"the data URI is empty; send a {media.name}", param=where)
     return data

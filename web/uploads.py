@@ -22,6 +22,8 @@ from mmserve.errors import (
     TooManyPictures,
     UnsupportedPicture,
 )
+from mmserve.types import MediaKind
+from web.media import WireMedia
 from web.pictures import PREFIX, PictureShelf
 from web.visit import visit
 
@@ -35,7 +37,9 @@ _HOW = (
 
 @dataclass(frozen=True, slots=True)
 class FormRules:
-    """Which parts a form may have: files called ``file``, texts called ``fields``; ``repeated`` ones may recur.
+    """Which parts a form may have: pictures called ``file``, texts called ``fields``; ``repeated`` ones may recur.
+
+    ``others`` are the parts for files of other kinds.
 
     ``max_files`` replaces the limit on pictures in a request. With ``each_alone`` a file that is empty or too large
     is noted in ``Form.refused`` and does not refuse the others.
@@ -46,24 +50,27 @@ class FormRules:
     repeated: Collection[str] = ()
     max_files: int | None = None
     each_alone: bool = False
+    others: Mapping[str, WireMedia] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
     """A form that was read: the files' bytes in order, and each text field's values in order.
 
-    ``names`` are the files' names as they were sent. ``refused`` says, by a file's number, why its bytes were not kept.
+    ``media`` are all files with their kinds, in order; ``files`` are the pictures, and ``names`` what they were called.
+    ``refused`` says, by a file's number, why its bytes were not kept.
     """
 
     files: tuple[bytes, ...] = field(repr=False)
     fields: Mapping[str, tuple[str, ...]]
     names: tuple[str, ...] = field(default=(), compare=False)
     refused: Mapping[int, PictureError] = field(default_factory=dict)
+    media: tuple[tuple[MediaKind, bytes], ...] = field(default=(), repr=False, compare=False)
 
     @property
     def size(self) -> int:
         """Bytes of all files."""
-        return sum(map(len, self.files))
+        return sum(len(data) for _, data in self.media)
 
     @property
     def text_size(self) -> int:
@@ -160,6 +167,7 @@ class _FormReader:
         parts = shelf.limits.max_parts
         self._max_parts = max(parts, self._max_files + parts // 2)
         self._files: list[bytes] = []
+        self._media: list[tuple[MediaKind, bytes]] = []
         self._names: list[str] = []
         self._refused: dict[int, PictureError] = {}
         self._fields: dict[str, list[str]] = {}
@@ -171,7 +179,7 @@ class _FormReader:
         if not self._complete:
             raise RequestError("the multipart body ends before its closing boundary; send it again, whole")
         fields = {name: tuple(values) for name, values in self._fields.items()}
-        return Form(tuple(self._files), fields, tuple(self._names), self._refused)
+        return Form(tuple(self._files), fields, tuple(self._names), self._refused, tuple(self._media))
 
     def on_part_begin(self) -> None:
         self._header_name = b""
@@ -179,6 +187,7 @@ class _FormReader:
         self._header_bytes = 0
         self._disposition = b""
         self._name = ""
+        self._other: WireMedia | None = None
         self._is_file = False
         self._pieces: list[bytes] = []
         self._size = 0
@@ -206,6 +215,7 @@ class _FormReader:
         if b"name" not in options:
             raise RequestError(f"a part of the form has no name; {_HOW}")
         self._name = options[b"name"].decode("utf-8", "replace")
+        self._other = self._rules.others.get(self._name)
         self._is_file = b"filename" in options
         self._file_name = options.get(b"filename", b"").decode("utf-8", "replace")
         self._parts += 1
@@ -215,6 +225,9 @@ class _FormReader:
         name, rules = self._name, self._rules
         if self._parts > self._max_parts:
             raise RequestError(f"a form may have at most {self._max_parts} parts")
+        if self._other is not None:
+            self._check_other(self._other)
+            return
         if name != rules.file and name not in rules.fields:
             raise InvalidField(_unknown(name, rules), param=name)
         if name != rules.file and self._is_file:
@@ -226,8 +239,20 @@ class _FormReader:
         if name in self._fields and name not in rules.repeated:
             raise InvalidField(f"{name} was given twice; give it once", param=name)
 
+    def _check_other(self, media: WireMedia) -> None:
+        if not self._is_file:
+            kind = media.kind
+            raise InvalidField(
+                f'{kind} must be a file, and came as text; with curl write -F {kind}=@FILE (mind the "@")', param=kind
+            )
+        media.check_count(1 + sum(kind == media.kind for kind, _ in self._media), self._limits, media.kind)
+        visit().charge_picture()
+
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         self._size += end - start
+        if self._other is not None:
+            self._take_other(self._other, data[start:end])
+            return
         if self._is_file and self._size > self._limits.max_picture_bytes:
             self._refuse(
                 PictureTooLarge(
@@ -242,6 +267,14 @@ class _FormReader:
             raise InvalidField(f"{self._name} has more than {most} bytes", param=self._name)
         self._pieces.append(data[start:end])
 
+    def _take_other(self, media: WireMedia, data: bytes) -> None:
+        most = media.max_bytes(self._limits)
+        if self._size > most:
+            raise media.too_large(
+                f"the {media.name} has more than {most} bytes; cut or shrink it first", param=media.kind
+            )
+        self._pieces.append(data)
+
     def _refuse(self, error: PictureError) -> None:
         if not self._rules.each_alone:
             raise error
@@ -251,6 +284,12 @@ class _FormReader:
     def on_part_end(self) -> None:
         data = b"".join(self._pieces)
         self._pieces = []
+        if self._other is not None:
+            if not data:
+                other = self._other
+                raise other.unsupported(f"the {other.name} is an empty file; choose another", param=other.kind)
+            self._media.append((self._other.kind, data))
+            return
         if self._is_file:
             if not data and len(self._files) not in self._refused:
                 self._refuse(
@@ -259,6 +298,7 @@ class _FormReader:
                     )
                 )
             self._files.append(data)
+            self._media.append(("image", data))
             self._names.append(self._file_name)
             return
         if self._name == self._rules.file:
@@ -284,6 +324,7 @@ class _FormReader:
         except PictureError as error:
             self._refuse(error)
         self._files.append(kept)
+        self._media.append(("image", kept))
         self._names.append("")
 
     def on_end(self) -> None:
@@ -292,6 +333,8 @@ class _FormReader:
 
 def _unknown(name: str, rules: FormRules) -> str:
     accepted = sorted(rules.fields)
-    near = difflib.get_close_matches(name[:64], [rules.file, *accepted], n=1)
+    files = [rules.file, *rules.others]
+    near = difflib.get_close_matches(name[:64], [*files, *accepted], n=1)
     hint = f'; did you mean "{near[0]}"?' if near else ""
-    return f'there is no field "{name[:64]}"{hint} Accepted: {rules.file} (file), {", ".join(accepted)}'
+    accepted = [*(f"{file} (file)" for file in files), *accepted]
+    return f'there is no field "{name[:64]}"{hint} Accepted: {", ".join(accepted)}'

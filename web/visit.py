@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 
 from mmserve.errors import InvalidField, NotAllowed, PictureTooLarge, RateLimited
 from mmserve.keys import Key
+from mmserve.types import MediaKind
 from web.access.meter import Entry, Meter
 
 T = TypeVar("T")
@@ -28,16 +29,17 @@ class Fetcher(Protocol):
     @property
     def max_request_bytes(self) -> int: ...
 
-    async def fetch(self, address: str, where: str) -> bytes: ...
+    async def fetch(self, address: str, where: str, kind: MediaKind = "image") -> bytes: ...
 
 
 class PictureWanted(Exception):
     """The picture at ``address`` must be fetched before the work can be done; see :func:`fetching`."""
 
-    def __init__(self, address: str, where: str) -> None:
+    def __init__(self, address: str, where: str, kind: MediaKind) -> None:
         super().__init__(address)
         self.address = address
         self.where = where
+        self.kind = kind
 
 
 @dataclass(slots=True, eq=False)
@@ -81,7 +83,7 @@ class Visit:
                 retry_after=wait,
             )
 
-    def remote_picture(self, address: str, where: str) -> bytes:
+    def remote_picture(self, address: str, where: str, kind: MediaKind = "image") -> bytes:
         """What :func:`fetching` has brought from ``address``. Raises ``PictureWanted`` where it has not yet."""
         if self.remote is None:
             raise InvalidField(
@@ -90,7 +92,7 @@ class Visit:
                 param=where,
             )
         if address not in self._fetched:
-            raise PictureWanted(address, where)
+            raise PictureWanted(address, where, kind)
         return self._fetched[address]
 
     async def fetching(self, work: Callable[[], Awaitable[T]]) -> T:
@@ -107,7 +109,7 @@ class Visit:
                     self.meter.give_back(self._charged[mark:])
                 del self._charged[mark:]
                 assert self.remote is not None
-                data = await self.remote.fetch(wanted.address, wanted.where)
+                data = await self.remote.fetch(wanted.address, wanted.where, wanted.kind)
                 most = self.remote.max_request_bytes
                 if sum(map(len, self._fetched.values())) + len(data) > most:
                     raise PictureTooLarge(

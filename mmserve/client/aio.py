@@ -67,7 +67,7 @@ class AsyncClient:
     @overload
     async def ask(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: PictureLike | Sequence[PictureLike] | None,
         question: str,
         *,
         schema: type[M],
@@ -80,7 +80,7 @@ class AsyncClient:
     @overload
     async def ask(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: PictureLike | Sequence[PictureLike] | None,
         question: str,
         *,
         system: str | None = None,
@@ -90,7 +90,7 @@ class AsyncClient:
 
     async def ask(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: PictureLike | Sequence[PictureLike] | None,
         question: str,
         *,
         system: str | None = None,
@@ -104,7 +104,7 @@ class AsyncClient:
 
     def stream(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: PictureLike | Sequence[PictureLike] | None,
         question: str,
         *,
         system: str | None = None,

@@ -15,6 +15,7 @@ from mmserve.client.constraints import Constraints, Shape, shape_of
 from mmserve.client.decision import Decision, decision_question
 from mmserve.client.pictures import PictureFile, PictureHandle, PictureLike, read_picture, read_pictures
 from mmserve.client.refusals import NOT_OURS, not_an_answer
+from mmserve.client.videos import VideoFile, VideoLike, read_videos
 from mmserve.errors import InvalidField
 from mmserve.template import DEFAULT_CAPTION_PROMPT as DEFAULT_CAPTION_PROMPT
 
@@ -30,7 +31,18 @@ class Looking(TypedDict, total=False):
     max_pixels: int | None
 
 
-class Options(Looking, total=False):
+class Watching(TypedDict, total=False):
+    """Videos to ask about beside the pictures, or instead of them (``pictures=None``), and which of their frames the
+    model sees: ``fps`` frames a second, at most ``max_frames``; or ``num_frames`` over the whole length. For ``ask``
+    and ``stream``."""
+
+    video: VideoLike | Sequence[VideoLike] | None
+    fps: float | None
+    num_frames: int | None
+    max_frames: int | None
+
+
+class Options(Looking, Watching, total=False):
     """What may be said about how an answer is made; the server's defaults hold for what is left out or None.
 
     ``temperature=0`` is greedy. ``logprobs`` asks for the log-probability of each token and ``top_logprobs`` for
@@ -108,7 +120,7 @@ def split(options: Mapping[str, Any]) -> tuple[Options, Shape]:
 
 
 def ask(
-    pictures: PictureLike | Sequence[PictureLike],
+    pictures: PictureLike | Sequence[PictureLike] | None,
     question: str,
     *,
     system: str | None,
@@ -117,16 +129,16 @@ def ask(
 ) -> Call[Answer]:
     plain, shape = split(options)
     fields = {"question": question, "system": system, "model": model, **shape.form}
-    files = read_pictures(pictures)
+    files, videos = _files(pictures, plain.get("video"))
 
     def write(refer: Refer) -> Mapping[str, Any]:
-        return _vqa_body(files, fields, plain, refer)
+        return _vqa_body(files, videos, fields, plain, refer)
 
     return _asking("/v1/vqa", lambda response: shape.finish(answer_from_vqa(response.json())), write, files)
 
 
 def stream(
-    pictures: PictureLike | Sequence[PictureLike],
+    pictures: PictureLike | Sequence[PictureLike] | None,
     question: str,
     *,
     system: str | None,
@@ -136,10 +148,10 @@ def stream(
 ) -> Call[None]:
     """Like :func:`ask`, with the reply streamed; ``mmserve.client.stream`` reads it."""
     fields = {"question": question, "system": system, "model": model, "stream": True, **shape.form}
-    files = read_pictures(pictures)
+    files, videos = _files(pictures, options.get("video"))
 
     def write(refer: Refer) -> Mapping[str, Any]:
-        return _vqa_body(files, fields, options, refer)
+        return _vqa_body(files, videos, fields, options, refer)
 
     return _asking("/v1/vqa", _check_event_stream, write, files, streamed=True)
 
@@ -234,13 +246,29 @@ def _file_part(file: PictureFile) -> tuple[str, tuple[str, bytes, str]]:
     return "image", (file.name, file.data, file.media_type)
 
 
+def _files(
+    pictures: PictureLike | Sequence[PictureLike] | None, video: VideoLike | Sequence[VideoLike] | None
+) -> tuple[tuple[PictureFile, ...], tuple[VideoFile, ...]]:
+    """What a question is about, read: at least one of either."""
+    videos = read_videos(video)
+    none = pictures is None or (isinstance(pictures, list | tuple) and not pictures)
+    if none and videos:
+        return (), videos
+    return read_pictures(() if pictures is None else pictures), videos
+
+
 def _vqa_body(
-    files: tuple[PictureFile, ...], fields: Mapping[str, Any], options: Options, refer: Refer
+    files: tuple[PictureFile, ...],
+    videos: tuple[VideoFile, ...],
+    fields: Mapping[str, Any],
+    options: Options,
+    refer: Refer,
 ) -> dict[str, Any]:
-    given = {**fields, **options}
+    given = {**fields, **{name: value for name, value in options.items() if name != "video"}}
+    # A part without a file name is text.
+    images = [_file_part(file) if (kept := refer(file)) is None else ("image", (None, kept)) for file in files]
     return {
-        # A part without a file name is text.
-        "files": [_file_part(file) if (kept := refer(file)) is None else ("image", (None, kept)) for file in files],
+        "files": [*images, *(("video", (video.name, video.data, video.media_type)) for video in videos)],
         "data": {name: _form_value(value) for name, value in given.items() if value is not None},
     }
 
@@ -267,6 +295,11 @@ def _chat_body(
     said: Sequence[dict[str, Any]], model: str | None, options: Options, shape: Shape, refer: Refer
 ) -> dict[str, Any]:
     """OpenAI's clients say of each picture how closely to look at it; ours say it once for all that they encode."""
+    if any(options.get(name) is not None for name in Watching.__annotations__):
+        raise InvalidField(
+            'in a conversation a video is a part of a message, {"type": "video_url", "video_url": {"url": …}}',
+            param="video",
+        )
     messages = [_written(message, refer, _looking(options)) for message in said]
     plain = {name: value for name, value in options.items() if name not in Looking.__annotations__}
     body = {"model": model, "messages": messages, **plain, **shape.body}

@@ -73,7 +73,7 @@ class Client:
     @overload
     def ask(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: PictureLike | Sequence[PictureLike] | None,
         question: str,
         *,
         schema: type[M],
@@ -86,7 +86,7 @@ class Client:
     @overload
     def ask(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: PictureLike | Sequence[PictureLike] | None,
         question: str,
         *,
         system: str | None = None,
@@ -96,7 +96,7 @@ class Client:
 
     def ask(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: PictureLike | Sequence[PictureLike] | None,
         question: str,
         *,
         system: str | None = None,
@@ -108,7 +108,7 @@ class Client:
 
     def stream(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: PictureLike | Sequence[PictureLike] | None,
         question: str,
         *,
         system: str | None = None,

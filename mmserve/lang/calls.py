@@ -56,11 +56,26 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Watched:
+    """Which frames of a video the model sees: see ``mmserve.types.VideoPart``."""
+
+    num_frames: int | None = None
+    fps: float | None = None
+    max_frames: int | None = None
+
+    def said(self) -> dict[str, int | float]:
+        """What was asked for, by its name on the wire."""
+        wishes = {"num_frames": self.num_frames, "fps": self.fps, "max_frames": self.max_frames}
+        return {name: value for name, value in wishes.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Shown:
-    """A picture: the bytes of its file, and how closely to look at it."""
+    """A picture: the bytes of its file, and how closely to look at it; with ``watched``, a video."""
 
     data: bytes = field(repr=False)
     detail: Detail | None = None
+    watched: Watched | None = None
 
 
 Part: TypeAlias = Said | Shown

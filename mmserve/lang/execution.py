@@ -16,6 +16,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
 
+from mmserve.config import Limits
 from mmserve.errors import EngineUnavailable, PromptTooLong, RequestCancelled
 from mmserve.lang.calls import DEFAULT_MAX_TOKENS, Backend, GenerateCall, Options, Said, ScoreCall, Shown
 from mmserve.lang.draft import Draft, resolve
@@ -25,7 +26,7 @@ from mmserve.lang.loop import program_loop
 from mmserve.lang.pictures import fetch_picture
 from mmserve.lang.slots import MetaInfo, Slot, Variable
 from mmserve.probabilities import label_mass, softmax
-from mmserve.types import Detail, TokenEvent, TokenLogprob, Usage
+from mmserve.types import TokenEvent, TokenLogprob, Usage
 
 T = TypeVar("T")
 
@@ -63,9 +64,8 @@ class Run:
         return variable
 
     def fetch(self, image: Image) -> Slot[Shown]:
-        assert isinstance(image.source, str)
         slot: Slot[Shown] = Slot(image.place)
-        self._start(slot, partial(_fetched, image.source, image.detail))
+        self._start(slot, partial(_fetched, image))
         return slot
 
     def owns(self, transcript: Log[Any]) -> None:
@@ -130,8 +130,11 @@ class Run:
             task.cancel()
 
 
-async def _fetched(url: str, detail: Detail | None) -> Shown:
-    return Shown(await fetch_picture(url), detail)
+async def _fetched(image: Image) -> Shown:
+    assert isinstance(image.source, str)
+    limits = Limits()
+    most = limits.max_picture_bytes if image.watched is None else limits.max_video_bytes
+    return Shown(await fetch_picture(image.source, max_bytes=most), image.detail, image.watched)
 
 
 async def _generated(backend: Backend, gen: Gen, defaults: Options, draft: Draft, variable: Variable) -> Said:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from mmserve.lang.calls import Options
+from mmserve.lang.calls import Options, Watched
 from mmserve.lang.errors import Place
 
 if TYPE_CHECKING:
@@ -39,11 +39,13 @@ class Text(Expr):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Image(Expr):
-    """A picture: the bytes of its file, or an address to fetch it from; ``detail`` is ``None`` for the model's own."""
+    """A picture: the bytes of its file, or an address to fetch it from; ``detail`` is ``None`` for the model's own.
+    With ``watched``, a video."""
 
     source: bytes | str = field(repr=False)
     place: Place
     detail: Detail | None = None
+    watched: Watched | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Self, cast, overload
 
-from mmserve.lang.calls import Part, Said
+from mmserve.lang.calls import Part, Said, Shown
 from mmserve.lang.draft import known_turns
 from mmserve.lang.errors import Failed, ProgramError
 from mmserve.lang.expressions import Begin, End, ExprLike, Joined, Turned, as_expr
@@ -277,15 +277,16 @@ def wire_content(parts: Sequence[Part]) -> str | list[dict[str, Any]]:
     """A turn's content in OpenAI's form: text, or a list where there are pictures."""
     if all(isinstance(part, Said) for part in parts):
         return "".join(part.text for part in parts if isinstance(part, Said))
-    return [
-        {"type": "text", "text": part.text}
-        if isinstance(part, Said)
-        else {
-            "type": "image_url",
-            "image_url": {"url": data_uri(part.data), **(part.detail.said() if part.detail else {})},
-        }
-        for part in parts
-    ]
+    return [{"type": "text", "text": part.text} if isinstance(part, Said) else _wire_media(part) for part in parts]
+
+
+def _wire_media(shown: Shown) -> dict[str, Any]:
+    if shown.watched is None:
+        detail = shown.detail.said() if shown.detail else {}
+        return {"type": "image_url", "image_url": {"url": data_uri(shown.data), **detail}}
+    from mmserve.client.videos import VideoFile
+
+    return {"type": "video_url", "video_url": {"url": VideoFile("video", shown.data).data_uri, **shown.watched.said()}}
 
 
 def data_uri(data: bytes) -> str:

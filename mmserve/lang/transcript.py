@@ -91,7 +91,7 @@ class Transcript:
 
     def _add_picture(self, image: Image) -> None:
         if isinstance(image.source, bytes):
-            self._move(self.draft.add(Shown(image.source, image.detail), picture=True))
+            self._move(self.draft.add(Shown(image.source, image.detail, image.watched), picture=True))
             return
         self.draft.add(Said(""), picture=True)  # refuses before anything is fetched
         self._move(self.draft.add(self.run.fetch(image), picture=True))

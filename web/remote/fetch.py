@@ -14,8 +14,10 @@ import certifi
 import httpx
 
 from mmserve.config import Limits
-from mmserve.errors import PictureError, PictureNotFetched, PictureTooLarge
+from mmserve.errors import MediaError
+from mmserve.types import MediaKind
 from vision.header import probe
+from web.media import MEDIA, WireMedia
 from web.remote.addresses import Address, checked_url, is_public, literal, port_of
 
 Resolver: TypeAlias = Callable[[str, int], Awaitable[list[str]]]
@@ -76,37 +78,39 @@ class RemotePictures:
         """Bytes that one request may have fetched: as many as it could have sent."""
         return self._limits.max_body_bytes
 
-    async def fetch(self, address: str, where: str) -> bytes:
-        """The picture at ``address``. Raises a ``PictureError`` with ``where`` as the field at fault."""
+    async def fetch(self, address: str, where: str, kind: MediaKind = "image") -> bytes:
+        """What is at ``address``. Raises a ``MediaError`` with ``where`` as the field at fault."""
+        media = MEDIA[kind]
         try:
             async with asyncio.timeout(self._rules.seconds), self._slots:
-                data = await self._follow(address)
-            probe(data, self._limits)
-        except PictureError as error:
+                data = await self._follow(address, media)
+            if kind == "image":
+                probe(data, self._limits)
+        except MediaError as error:
             raise type(error)(error.message, param=where) from error
         except TimeoutError:
-            raise PictureNotFetched(
-                f"the picture's address took more than {self._rules.seconds:g} seconds", param=where
+            raise media.not_fetched(
+                f"the {media.name}'s address took more than {self._rules.seconds:g} seconds", param=where
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            raise PictureNotFetched(
-                f"the picture's address could not be asked ({type(error).__name__})", param=where
+            raise media.not_fetched(
+                f"the {media.name}'s address could not be asked ({type(error).__name__})", param=where
             ) from None
         return data
 
-    async def _follow(self, address: str) -> bytes:
+    async def _follow(self, address: str, media: WireMedia) -> bytes:
         for _ in range(self._rules.redirects + 1):
             url = checked_url(address, self._rules.domains, self._rules.ports)
-            response = await self._ask(url, await self._locate(url))
+            response = await self._ask(url, await self._locate(url, media), media)
             try:
                 if response.status_code not in _REDIRECTS:
-                    return await self._read(response)
+                    return await self._read(response, media)
                 address = str(url.join(response.headers.get("location", "")))
             finally:
                 await response.aclose()
-        raise PictureNotFetched(f"the picture's address redirects more than {self._rules.redirects} times")
+        raise media.not_fetched(f"the {media.name}'s address redirects more than {self._rules.redirects} times")
 
-    async def _locate(self, url: httpx.URL) -> Address:
+    async def _locate(self, url: httpx.URL, media: WireMedia) -> Address:
         """The one IP address to connect to. All that the name has must be public, so that no choice between them
         matters. What does not resolve and what leads inside are refused alike: names of inside stay unknown."""
         host = url.raw_host.decode("ascii")
@@ -116,17 +120,17 @@ class RemotePictures:
         except (OSError, UnicodeError, ValueError):
             found = []
         if not found or not all(map(self._public, found)):
-            raise PictureNotFetched("the picture's host has no address on the public internet")
+            raise media.not_fetched(f"the {media.name}'s host has no address on the public internet")
         return found[0]
 
-    async def _ask(self, url: httpx.URL, address: Address) -> httpx.Response:
+    async def _ask(self, url: httpx.URL, address: Address, media: WireMedia) -> httpx.Response:
         host = url.raw_host.decode("ascii")
         request = httpx.Request(
             "GET",
             url.copy_with(host=str(address)),
             headers={
                 "Host": url.netloc.decode("ascii"),
-                "Accept": "image/*",
+                "Accept": f"{media.types}*",
                 "Accept-Encoding": "identity",
                 "User-Agent": "mmserve",
                 "Connection": "close",
@@ -136,12 +140,12 @@ class RemotePictures:
         )
         return await self._transport.handle_async_request(request)
 
-    async def _read(self, response: httpx.Response) -> bytes:
+    async def _read(self, response: httpx.Response, media: WireMedia) -> bytes:
         if response.status_code != 200:
-            raise PictureNotFetched(f"the picture's address answered {response.status_code} and not 200")
+            raise media.not_fetched(f"the {media.name}'s address answered {response.status_code} and not 200")
         if response.headers.get("content-encoding", "identity").strip().lower() != "identity":
-            raise PictureNotFetched("the picture's address sent it compressed, which was not asked for")
-        most = self._limits.max_picture_bytes
+            raise media.not_fetched(f"the {media.name}'s address sent it compressed, which was not asked for")
+        most = media.max_bytes(self._limits)
         declared = response.headers.get("content-length", "")
         data = bytearray()
         if not (declared.isdigit() and int(declared) > most):
@@ -151,4 +155,4 @@ class RemotePictures:
                     break
             else:
                 return bytes(data)
-        raise PictureTooLarge(f"the picture has more than {most} bytes; use a smaller one")
+        raise media.too_large(f"the {media.name} has more than {most} bytes; use a smaller one")

@@ -30,6 +30,7 @@ from web.generation import (
     offload,
     usage_json,
 )
+from web.media import media_json
 from web.middleware import request_id
 from web.openai.reply import delta_of, finish_of, message_json, reader_of, reply_of
 from web.openai.tools import Toolbox
@@ -75,7 +76,7 @@ def chat_router(service: Service) -> APIRouter:
             for i, (tally, verdict) in enumerate(zip(tallies, verdicts, strict=True))
         ]
         usage = usage_json(tally.usage for tally in tallies)
-        rest = {"usage": usage, "images": images_json(job.prompt)}
+        rest = {"usage": usage, "images": images_json(job.prompt), **media_json(job.prompt)}
         return JSONResponse(envelope | {"choices": choices} | rest | chat_extra(verdicts))
 
     return router
@@ -150,7 +151,8 @@ class _Stream:
                     yield self._frame([end], chat_extra([verdict]))
         if self._with_usage:
             usage = usage_json(choice.tally.usage for choice in choices)
-            yield frame(self._chunk | {"choices": [], "usage": usage, "images": images_json(self._job.prompt)})
+            seen = {"images": images_json(self._job.prompt), **media_json(self._job.prompt)}
+            yield frame(self._chunk | {"choices": [], "usage": usage} | seen)
         yield DONE
 
     def _frame(self, choices: list[dict[str, Any]], extra: dict[str, Any] | None = None) -> bytes:

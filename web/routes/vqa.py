@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
@@ -12,9 +13,9 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from mmserve.errors import EngineUnavailable, InvalidField, PictureError, RequestError, TooManyPictures
+from mmserve.errors import EngineUnavailable, InvalidField, MediaError, RequestError, TooManyMedia, TooManyPictures
+from mmserve.types import MediaKind, TokenEvent
 from mmserve.types import Request as EngineRequest
-from mmserve.types import TokenEvent
 from web.constraints import constraint_of, naming, verdict_on, vqa_answer
 from web.errors import explain
 from web.generation import (
@@ -28,13 +29,15 @@ from web.generation import (
     offload,
     usage_json,
 )
+from web.media import MEDIA, WireMedia, media_json
 from web.middleware import request_id
-from web.schemas import VQA_REPEATED, VqaFields, detail_field, request_schema
+from web.schemas import VQA_REPEATED, VqaFields, form_field, request_schema
 from web.service import Service
 from web.sse import DONE, frame, start_stream, until_disconnect
 from web.uploads import Form, FormRules, read_form
 
-_RULES = FormRules(file="image", fields=VqaFields.names(), repeated=VQA_REPEATED)
+_OTHERS: dict[str, WireMedia] = {kind: media for kind, media in MEDIA.items() if kind != "image"}
+_RULES = FormRules(file="image", fields=VqaFields.names(), repeated=VQA_REPEATED, others=_OTHERS)
 
 
 def vqa_router(service: Service) -> APIRouter:
@@ -42,11 +45,11 @@ def vqa_router(service: Service) -> APIRouter:
 
     @router.post("/v1/vqa", openapi_extra=_description(), response_model=None)
     async def vqa(request: Request) -> Response:
-        """Answers a question about one or several pictures."""
+        """Answers a question about one or several pictures or videos."""
         if not service.engine.ready:
             raise EngineUnavailable("the model is not ready; try again in a moment")
         form = await read_form(request, _RULES, service.shelf, service.upload_idle_seconds)
-        with _fields_of_the_form():
+        with _fields_of_the_form(form):
             return await _answer(service, request, form)
 
     return router
@@ -57,7 +60,7 @@ async def _answer(service: Service, request: Request, form: Form) -> Response:
     fields = _parse(form)
     model = service.find_model(fields.model).name
     sampling = fields.sampling(service.sampling)
-    messages = fields.messages(form.files)
+    messages = fields.messages(form.media)
     wanted = await offload(form.text_size, fields.wanted)
     constraint = constraint_of(wanted)
     prompt = await offload(form.size, lambda: service.prompts.build(messages, cache_salt=fields.cache_salt))
@@ -78,6 +81,7 @@ async def _answer(service: Service, request: Request, form: Form) -> Response:
         "usage": usage_json([tally.usage]),
         "timing": watch.timing(),
         "images": images_json(prompt),
+        **media_json(prompt),
         **vqa_answer(verdict, constraint, tally.text),
     }
     if sampling.logprobs is not None:
@@ -86,8 +90,11 @@ async def _answer(service: Service, request: Request, form: Form) -> Response:
 
 
 def _parse(form: Form) -> VqaFields:
-    if not form.files:
-        raise InvalidField("no picture came with the question; add a file part named image", param="image")
+    if not form.media:
+        others = " or ".join(_OTHERS)
+        raise InvalidField(
+            f"no picture came with the question; add a file part named image (or {others})", param="image"
+        )
     try:
         return VqaFields.from_form(form.fields)
     except ValidationError as error:
@@ -95,19 +102,26 @@ def _parse(form: Form) -> VqaFields:
 
 
 @contextmanager
-def _fields_of_the_form() -> Iterator[None]:
-    """An error that points at a place in the messages, or at a picture, names the form's field instead."""
+def _fields_of_the_form(form: Form) -> Iterator[None]:
+    """An error that points at a place in the messages, or at what was sent, names the form's field instead."""
     try:
         yield
     except RequestError as error:
-        about_picture = isinstance(error, PictureError | TooManyPictures)
-        if error.param is None and not about_picture:
+        about_media = isinstance(error, MediaError | TooManyPictures | TooManyMedia)
+        if error.param is None and not about_media:
             raise
         if error.param is not None and not error.param.startswith("messages"):
             raise
-        if (field := detail_field(error)) is not None:
+        if (field := form_field(error)) is not None:
             raise type(error)(error.message, param=field) from error
-        raise type(error)(error.message, param="image" if about_picture else "question") from error
+        raise type(error)(error.message, param=_part_of(error, form) if about_media else "question") from error
+
+
+def _part_of(error: RequestError, form: Form) -> MediaKind:
+    """The kind of file that an error is about, by its place in the last message, which begins with all of them."""
+    place = re.search(r"content\[(\d+)\]$", error.param or "")
+    at = int(place[1]) if place else 0
+    return form.media[at][0] if at < len(form.media) else "image"
 
 
 async def _frames(
@@ -142,12 +156,19 @@ def _ending(request: EngineRequest, event: TokenEvent, watch: Stopwatch) -> dict
         "usage": usage_json([event.usage]),
         "timing": watch.timing(),
         "images": images_json(request.prompt),
+        **media_json(request.prompt),
     }
 
 
 def _description() -> dict[str, Any]:
     schema = request_schema(VqaFields)
-    picture = {"type": "array", "items": {"type": "string", "format": "binary"}, "description": "One part a picture."}
-    schema["properties"] = {"image": picture, **schema["properties"]}
-    schema["required"] = ["image", *schema["required"]]
+    files = {
+        kind: {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "description": f"One part a {media.name}; of all kinds together at least one.",
+        }
+        for kind, media in MEDIA.items()
+    }
+    schema["properties"] = {**files, **schema["properties"]}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
