@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mmserve.lang.api import user as user
     from mmserve.lang.api import user_begin as user_begin
     from mmserve.lang.api import user_end as user_end
+    from mmserve.lang.api import video as video
     from mmserve.lang.calls import Backend as Backend
     from mmserve.lang.default import set_default_backend as set_default_backend
     from mmserve.lang.endpoint import RuntimeEndpoint as RuntimeEndpoint
@@ -59,6 +60,7 @@ _NAMES = {
         "user",
         "user_begin",
         "user_end",
+        "video",
     ),
     "mmserve.lang.calls": ("Backend",),
     "mmserve.lang.default": ("set_default_backend",),
@@ -103,6 +105,7 @@ __all__ = [  # noqa: RUF022 (the version stands last)
     "user",
     "user_begin",
     "user_end",
+    "video",
     "__version__",
 ]
 __version__ = "0.1.0"

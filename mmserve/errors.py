@@ -16,6 +16,7 @@
     │   │   └── BudgetTooSmall       cannot be said in max_tokens; names the least that can
     │   ├── MediaError               a picture, video or sound cannot be used
     │   │   ├── UnsupportedMedia     of a kind that the model does not take; names those that it takes
+    │   │   ├── MediaNotFetched      a remote address that may not be asked, or gave no video or sound
     │   │   ├── PictureError
     │   │   │   ├── UnsupportedPicture  not a picture, or a format that is not accepted
     │   │   │   ├── CorruptPicture      a picture whose data is damaged
@@ -31,8 +32,7 @@
     │   │       ├── UnsupportedAudio    not a sound, a format that is not accepted, or too short to be heard
     │   │       ├── CorruptAudio        a sound whose data is damaged or cut off
     │   │       ├── AudioTooLarge       more bytes than the limit
-    │   │       ├── AudioTooLong        more seconds than the limit
-    │   │       └── AudioNotFetched     a remote address that may not be asked, or gave no sound
+    │   │       └── AudioTooLong        more seconds than the limit
     │   ├── TooManyPictures          more pictures than one request may carry
     │   ├── TooManyMedia             more videos or sounds than one request may carry
     │   ├── KeyRefused               no API key came, or one that is not known
@@ -131,6 +131,10 @@ class UnsupportedMedia(MediaError):
     code = "unsupported_media"
 
 
+class MediaNotFetched(MediaError):
+    code = "media_not_fetched"
+
+
 class PictureError(MediaError):
     code = "invalid_image"
 
@@ -193,10 +197,6 @@ class AudioTooLarge(AudioError):
 
 class AudioTooLong(AudioError):
     code = "audio_too_long"
-
-
-class AudioNotFetched(AudioError):
-    code = "audio_not_fetched"
 
 
 class TooManyPictures(RequestError):

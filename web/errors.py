@@ -29,6 +29,7 @@ from mmserve.errors import (
     RequestError,
     ResponseNotKept,
     UnsupportedConstraint,
+    VideoTooLarge,
     WireError,
 )
 
@@ -40,6 +41,7 @@ _STATUS: Mapping[type[MMServeError], int] = {
     ModelNotFound: 404,
     ResponseNotKept: 404,
     PictureTooLarge: 413,
+    VideoTooLarge: 413,
     AudioTooLarge: 413,
     PictureNotKept: 404,
     UnsupportedConstraint: 422,

@@ -16,6 +16,7 @@ from mmserve.client.decision import Decision, decision_question
 from mmserve.client.pictures import PictureFile, PictureHandle, PictureLike, read_picture, read_pictures
 from mmserve.client.refusals import NOT_OURS, not_an_answer
 from mmserve.client.sounds import SoundFile, SoundLike, read_sounds
+from mmserve.client.videos import VideoLike, read_videos
 from mmserve.errors import InvalidField
 from mmserve.template import DEFAULT_CAPTION_PROMPT as DEFAULT_CAPTION_PROMPT
 
@@ -31,7 +32,25 @@ class Looking(TypedDict, total=False):
     max_pixels: int | None
 
 
-class Options(Looking, total=False):
+class Watching(TypedDict, total=False):
+    """Videos to ask about beside the pictures, or instead of them (``pictures=None``), and which of their frames the
+    model sees: ``fps`` frames a second, at most ``max_frames``; or ``num_frames`` over the whole length. For ``ask``
+    and ``stream``."""
+
+    video: VideoLike | Sequence[VideoLike] | None
+    fps: float | None
+    num_frames: int | None
+    max_frames: int | None
+
+
+class Listening(TypedDict, total=False):
+    """Sounds to ask about beside the rest, or instead of it. For ``ask`` and ``stream``; in a conversation a sound is a
+    part of a message, as ``Client.sound`` makes it."""
+
+    audio: SoundLike | Sequence[SoundLike] | None
+
+
+class Options(Looking, Watching, Listening, total=False):
     """What may be said about how an answer is made; the server's defaults hold for what is left out or None.
 
     ``temperature=0`` is greedy. ``logprobs`` asks for the log-probability of each token and ``top_logprobs`` for
@@ -60,6 +79,9 @@ class Options(Looking, total=False):
 class AllOptions(Options, Constraints, total=False):
     """How an answer is made, and what it must look like."""
 
+
+_Part: TypeAlias = tuple[str, tuple[str, bytes, str]]
+"""A file in a form: the field's name; the file's name, bytes and media type."""
 
 Refer: TypeAlias = Callable[[PictureFile], str | None]
 """What stands for a picture's bytes in a request; None where they go themselves."""
@@ -109,29 +131,27 @@ def split(options: Mapping[str, Any]) -> tuple[Options, Shape]:
 
 
 def ask(
-    pictures: PictureLike | Sequence[PictureLike],
+    pictures: PictureLike | Sequence[PictureLike] | None,
     question: str,
     *,
-    audio: SoundLike | Sequence[SoundLike] | None,
     system: str | None,
     model: str | None,
     options: Mapping[str, Any],
 ) -> Call[Answer]:
     plain, shape = split(options)
     fields = {"question": question, "system": system, "model": model, **shape.form}
-    files, sounds = _read_media(pictures, audio)
+    files, others = _files(pictures, plain)
 
     def write(refer: Refer) -> Mapping[str, Any]:
-        return _vqa_body(files, sounds, fields, plain, refer)
+        return _vqa_body(files, others, fields, plain, refer)
 
     return _asking("/v1/vqa", lambda response: shape.finish(answer_from_vqa(response.json())), write, files)
 
 
 def stream(
-    pictures: PictureLike | Sequence[PictureLike],
+    pictures: PictureLike | Sequence[PictureLike] | None,
     question: str,
     *,
-    audio: SoundLike | Sequence[SoundLike] | None,
     system: str | None,
     model: str | None,
     options: Options,
@@ -139,19 +159,19 @@ def stream(
 ) -> Call[None]:
     """Like :func:`ask`, with the reply streamed; ``mmserve.client.stream`` reads it."""
     fields = {"question": question, "system": system, "model": model, "stream": True, **shape.form}
-    files, sounds = _read_media(pictures, audio)
+    files, others = _files(pictures, options)
 
     def write(refer: Refer) -> Mapping[str, Any]:
-        return _vqa_body(files, sounds, fields, options, refer)
+        return _vqa_body(files, others, fields, options, refer)
 
     return _asking("/v1/vqa", _check_event_stream, write, files, streamed=True)
 
 
 def chat(messages: Iterable[Mapping[str, Any]], *, model: str | None, options: Mapping[str, Any]) -> Call[Answer]:
-    """``content`` of a message is text, a picture, a sound, or a list that mixes them.
+    """``content`` of a message is text, a picture, or a list that mixes both.
 
-    In a list a ``str`` is text, a dict is a part of the OpenAI form and goes as it is, a ``SoundFile`` is a sound, and
-    anything else is a picture (so a picture's path must be a ``Path``).
+    In a list a ``str`` is text, a dict is a part of the OpenAI form and goes as it is, and anything else is a picture
+    (so a picture's path must be a ``Path``).
     """
     plain, shape = split(options)
     said, files = _read_messages(messages)
@@ -237,27 +257,32 @@ def _file_part(file: PictureFile) -> tuple[str, tuple[str, bytes, str]]:
     return "image", (file.name, file.data, file.media_type)
 
 
-def _read_media(
-    pictures: PictureLike | Sequence[PictureLike], audio: SoundLike | Sequence[SoundLike] | None
-) -> tuple[tuple[PictureFile, ...], tuple[SoundFile, ...]]:
-    """Pictures may be an empty list beside sounds. Raises as ``read_pictures`` and ``read_sounds`` do."""
-    sounds = read_sounds(audio)
-    none = isinstance(pictures, list | tuple) and not pictures
-    return () if none and sounds else read_pictures(pictures), sounds
+def _files(
+    pictures: PictureLike | Sequence[PictureLike] | None, options: Options
+) -> tuple[tuple[PictureFile, ...], tuple[_Part, ...]]:
+    """What a question is about, read: at least one of any kind. What is no picture is a part of the form."""
+    others: tuple[_Part, ...] = (
+        *(("video", (file.name, file.data, file.media_type)) for file in read_videos(options.get("video"))),
+        *(("audio", (file.name, file.data, file.media_type)) for file in read_sounds(options.get("audio"))),
+    )
+    none = pictures is None or (isinstance(pictures, list | tuple) and not pictures)
+    if none and others:
+        return (), others
+    return read_pictures(() if pictures is None else pictures), others
 
 
 def _vqa_body(
     files: tuple[PictureFile, ...],
-    sounds: tuple[SoundFile, ...],
+    others: tuple[_Part, ...],
     fields: Mapping[str, Any],
     options: Options,
     refer: Refer,
 ) -> dict[str, Any]:
-    given = {**fields, **options}
+    given = {**fields, **{name: value for name, value in options.items() if name not in ("video", "audio")}}
     # A part without a file name is text.
     images = [_file_part(file) if (kept := refer(file)) is None else ("image", (None, kept)) for file in files]
     return {
-        "files": [*images, *(("audio", (sound.name, sound.data, sound.media_type)) for sound in sounds)],
+        "files": [*images, *others],
         "data": {name: _form_value(value) for name, value in given.items() if value is not None},
     }
 
@@ -284,6 +309,13 @@ def _chat_body(
     said: Sequence[dict[str, Any]], model: str | None, options: Options, shape: Shape, refer: Refer
 ) -> dict[str, Any]:
     """OpenAI's clients say of each picture how closely to look at it; ours say it once for all that they encode."""
+    if any(options.get(name) is not None for name in Watching.__annotations__):
+        raise InvalidField(
+            'in a conversation a video is a part of a message, {"type": "video_url", "video_url": {"url": …}}',
+            param="video",
+        )
+    if options.get("audio") is not None:
+        raise InvalidField("in a conversation a sound is a part of a message: client.sound(path)", param="audio")
     messages = [_written(message, refer, _looking(options)) for message in said]
     plain = {name: value for name, value in options.items() if name not in Looking.__annotations__}
     body = {"model": model, "messages": messages, **plain, **shape.body}

@@ -88,7 +88,8 @@ def _excerpt(text: str) -> str:
 
 
 def _size(part: Shown) -> str:
-    return f"<{'sound' if part.kind == 'audio' else 'picture'} of {len(part.data)} bytes>"
+    name = "sound" if part.sound else "picture" if part.watched is None else "video"
+    return f"<{name} of {len(part.data)} bytes>"
 
 
 def _common(one: list[str], other: list[str]) -> int:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from mmserve.lang.calls import Options, Shown
+from mmserve.lang.calls import Options, Shown, Watched
 from mmserve.lang.errors import Place
 
 if TYPE_CHECKING:
     from mmserve.grammar.spec import Constraint
     from mmserve.lang.state import ProgramGroup
-    from mmserve.types import Detail, MediaKind
+    from mmserve.types import Detail
 
 ROLES = ("system", "user", "assistant")
 
@@ -39,35 +39,18 @@ class Text(Expr):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Image(Expr):
-    """A picture: the bytes of its file, or an address to fetch it from; ``detail`` is ``None`` for the model's own."""
+    """A picture: the bytes of its file, or an address to fetch it from; ``detail`` is ``None`` for the model's own.
+    With ``watched`` a video, or a ``sound``."""
 
     source: bytes | str = field(repr=False)
     place: Place
     detail: Detail | None = None
-
-    kind: ClassVar[MediaKind] = "image"
-
-    def shown(self, data: bytes) -> Shown:
-        """It, once its bytes are here."""
-        return Shown(data, self.detail)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Audio(Expr):
-    """A sound: the bytes of its file, or an address to fetch it from."""
-
-    source: bytes | str = field(repr=False)
-    place: Place
-
-    kind: ClassVar[MediaKind] = "audio"
+    watched: Watched | None = None
+    sound: bool = False
 
     def shown(self, data: bytes) -> Shown:
         """It, once its bytes are here."""
-        return Shown(data, kind="audio")
-
-
-Media: TypeAlias = Image | Audio
-"""What a program shows a model besides text."""
+        return Shown(data, self.detail, self.watched, self.sound)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -28,6 +28,7 @@ from mmserve.types import (
     TextPart,
     TokenEvent,
     Usage,
+    VideoPart,
 )
 
 if TYPE_CHECKING:
@@ -190,8 +191,10 @@ def _history(parts: Parts, context: Context) -> Prompt:
 
 
 def _media_part(shown: Shown) -> MediaPart:
-    if shown.kind == "audio":
+    if shown.sound:
         return AudioPart(shown.data)
+    if shown.watched is not None:
+        return VideoPart(shown.data, **shown.watched.said())  # type: ignore[arg-type]
     return ImagePart(shown.data) if shown.detail is None else ImagePart(shown.data, shown.detail)
 
 

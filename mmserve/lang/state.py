@@ -274,19 +274,23 @@ class ProgramGroup(Sequence[ProgramState]):
 
 
 def wire_content(parts: Sequence[Part]) -> str | list[dict[str, Any]]:
-    """A turn's content in OpenAI's form: text, or a list where there are pictures or sounds."""
+    """A turn's content in OpenAI's form: text, or a list where there are pictures."""
     if all(isinstance(part, Said) for part in parts):
         return "".join(part.text for part in parts if isinstance(part, Said))
-    return [{"type": "text", "text": part.text} if isinstance(part, Said) else _shown_part(part) for part in parts]
+    return [{"type": "text", "text": part.text} if isinstance(part, Said) else _wire_media(part) for part in parts]
 
 
-def _shown_part(part: Shown) -> dict[str, Any]:
-    if part.kind == "audio":
+def _wire_media(shown: Shown) -> dict[str, Any]:
+    if shown.sound:
         from mmserve.client.sounds import SoundFile
 
-        return SoundFile("sound", part.data).part()
-    looking = part.detail.said() if part.detail else {}
-    return {"type": "image_url", "image_url": {"url": data_uri(part.data), **looking}}
+        return SoundFile("sound", shown.data).part()
+    if shown.watched is None:
+        detail = shown.detail.said() if shown.detail else {}
+        return {"type": "image_url", "image_url": {"url": data_uri(shown.data), **detail}}
+    from mmserve.client.videos import VideoFile
+
+    return {"type": "video_url", "video_url": {"url": VideoFile("video", shown.data).data_uri, **shown.watched.said()}}
 
 
 def data_uri(data: bytes) -> str:

@@ -16,9 +16,11 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+import mmserve as sgl
 from mmserve.config import Limits
 from mmserve.engine.build import build_engine
 from mmserve.engine.engine import Engine
+from mmserve.lang.state import ProgramState
 from mmserve.prompt import PromptBuilder
 from mmserve.prompt.layouts import layout_for
 from mmserve.types import ImagePart, Message, Part, Prompt, Request, SamplingParams, TextPart, VideoPart
@@ -247,3 +249,19 @@ def test_typed_marks_of_videos_are_text(path: Path) -> None:
     assert not np.isin(plain.token_ids, [builder.layout.others["video"].pad_id]).any()
     prompt = build(builder, [TextPart(typed), VideoPart(clip(2.0)), TextPart(typed)])
     assert (prompt.token_ids == builder.layout.others["video"].pad_id).sum() == prompt.tokens_of("video")
+
+
+def test_the_language_shows_them_to_an_engine_of_its_own(path: Path) -> None:
+    @sgl.function
+    def watch(s: ProgramState, video: bytes, /) -> None:
+        s += sgl.user(sgl.video(video, num_frames=3) + "What is this?")
+        s += sgl.assistant(sgl.gen("answer", max_tokens=3, ignore_eos=True))
+
+    with sgl.Engine(model_path=str(path), device="cpu", dtype="float32") as engine:
+        state = watch.run(clip(2.0), backend=engine)
+        told = state.get_meta_info("answer")
+    prompt = build(
+        PromptBuilder(resolve(path), LIMITS), [VideoPart(clip(2.0), num_frames=3), TextPart("What is this?")]
+    )
+    assert told["prompt_tokens"] == len(prompt)
+    assert len(prompt.media) == 2

@@ -228,7 +228,8 @@ def scored(request: Request, logprob: Callable[[str], float], cached: int = 2) -
 def usage_of(request: Request, completion: int, cached: int = 2) -> Usage:
     prompt = request.prompt
     system = prompt.system_tokens
-    return Usage(len(prompt), completion, cached, prompt.picture_tokens, 1, system, min(cached, system))
+    cached_system, video = min(cached, system), prompt.tokens_of("video")
+    return Usage(len(prompt), completion, cached, prompt.picture_tokens, 1, system, cached_system, video)
 
 
 def forever(request: Request) -> Iterator[Step]:

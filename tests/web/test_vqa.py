@@ -11,7 +11,7 @@ import pytest
 from mmserve.errors import CorruptPicture, MMServeError, QueueFull
 from mmserve.types import ImagePart, Message, SamplingParams, TextPart, TokenEvent
 from tests.web.fakes import ROWS, FakeEngine, FakePrompts, png, say, sse, usage_of
-from web.schemas import DetailFields, VqaFields
+from web.schemas import DetailFields, FrameFields, VqaFields
 
 pytestmark = pytest.mark.anyio
 
@@ -128,7 +128,7 @@ async def test_every_sampling_field_arrives(
         "cache_salt": "tenant",
         "model": "default",
     }
-    others = {"question", "system", "stream"} | CONSTRAINTS | set(DetailFields.model_fields)
+    others = {"question", "system", "stream"} | CONSTRAINTS | {*DetailFields.model_fields, *FrameFields.model_fields}
     assert set(sent) | others == set(VqaFields.names())
     response = await ask(client, sent)
     assert response.status_code == 200, response.text
@@ -274,7 +274,7 @@ async def test_big_pictures_are_prepared_in_a_thread_and_small_ones_inline(
 async def test_description_of_the_form_is_whole(client: httpx.AsyncClient) -> None:
     description = (await client.get("/openapi.json")).json()
     schema = description["paths"]["/v1/vqa"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert set(schema["properties"]) == {"image", "audio", *VqaFields.names()}
-    assert schema["required"] == ["question"]  # of files, one at least, whichever the model takes
+    assert set(schema["properties"]) == {"image", "video", *VqaFields.names()}
+    assert schema["required"] == ["image", "question"]
     for path in ("/v1/vqa", "/v1/chat/completions", "/v1/decisions"):
         assert "$ref" not in json.dumps(description["paths"][path]["post"]["requestBody"])

@@ -22,7 +22,7 @@ from web.constraints import Wanted, constraint_of, from_form, naming, verdict_on
 from web.errors import error_body, explain, internal_error
 from web.generation import Stopwatch, Tally, collect, image_json, logprobs_json, make_requests, offload, usage_json
 from web.middleware import request_id
-from web.schemas import DetailFields, SamplingFields, WordFields, detail_field, request_schema
+from web.schemas import DetailFields, SamplingFields, WordFields, form_field, request_schema
 from web.service import Service
 from web.sse import start_stream
 from web.uploads import Form, FormRules, read_form
@@ -208,7 +208,7 @@ class _Run:
         try:
             return self._service.prompts.build(messages, cache_salt=fields.cache_salt)
         except InvalidField as error:
-            raise InvalidField(error.message, param=detail_field(error) or error.param) from error
+            raise InvalidField(error.message, param=form_field(error) or error.param) from error
 
     def _answer(self, job: _Job, prompt: Prompt, tally: Tally) -> dict[str, Any]:
         [picture] = prompt.pictures
