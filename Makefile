@@ -36,7 +36,7 @@ proof: $(VENV)/.ready-dev
 	$(BIN)/python -m bench.easy_vqa | tee docs/proofs/easy-vqa.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_identity.py | tee docs/proofs/identity.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_mixes.py | tee docs/proofs/mixes.txt
-	$(BIN)/pytest -m proof -q -s --no-header tests/models | tee docs/proofs/families.txt
+	$(BIN)/pytest -m proof -q -s --no-header tests/models tests/sounds | tee docs/proofs/families.txt
 	$(BIN)/pytest -m proof -q --no-header tests/proofs/test_adversarial.py | tee docs/proofs/adversarial.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_constrained.py | tee docs/proofs/constrained.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/grammar | tee docs/proofs/grammar.txt

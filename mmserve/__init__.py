@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mmserve.lang.api import assistant as assistant
     from mmserve.lang.api import assistant_begin as assistant_begin
     from mmserve.lang.api import assistant_end as assistant_end
+    from mmserve.lang.api import audio as audio
     from mmserve.lang.api import gen as gen
     from mmserve.lang.api import gen_int as gen_int
     from mmserve.lang.api import gen_string as gen_string
@@ -47,6 +48,7 @@ _NAMES = {
         "assistant",
         "assistant_begin",
         "assistant_end",
+        "audio",
         "gen",
         "gen_int",
         "gen_string",
@@ -89,6 +91,7 @@ __all__ = [  # noqa: RUF022 (the version stands last)
     "assistant",
     "assistant_begin",
     "assistant_end",
+    "audio",
     "function",
     "gen",
     "gen_int",

@@ -28,6 +28,8 @@ class Limits:
     max_video_seconds: float = 600.0
     max_video_frames: int = 256
     max_sounds: int = 8
+    max_sound_bytes: int = 25 * MIB
+    max_sound_seconds: float = 600.0
     max_captions: int = 256
     max_body_bytes: int = 64 * MIB
     max_queue: int = 4096

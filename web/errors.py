@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from mmserve.errors import (
+    AudioTooLarge,
     BudgetTooSmall,
     EngineUnavailable,
     InvalidField,
@@ -41,6 +42,7 @@ _STATUS: Mapping[type[MMServeError], int] = {
     ResponseNotKept: 404,
     PictureTooLarge: 413,
     VideoTooLarge: 413,
+    AudioTooLarge: 413,
     PictureNotKept: 404,
     UnsupportedConstraint: 422,
     BudgetTooSmall: 422,

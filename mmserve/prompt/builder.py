@@ -230,7 +230,7 @@ class PromptBuilder:
         return [
             {"type": "text", "text": self._specials.defuse(part.text)}
             if isinstance(part, TextPart)
-            else {"type": PART_KINDS[type(part)]}
+            else _media_content(PART_KINDS[type(part)])
             for part in message.parts
         ]
 
@@ -279,6 +279,11 @@ class PromptBuilder:
 
     def _pad_id(self, kind: MediaKind) -> int:
         return self.layout.pad_id if kind == "image" else self.layout.others[kind].pad_id
+
+
+def _media_content(kind: MediaKind) -> dict[str, Any]:
+    """In Hugging Face's form. Templates that know sounds and videos look for the field which would hold them."""
+    return {"type": kind} if kind == "image" else {"type": kind, kind: None}
 
 
 def _text_size(messages: Sequence[Message]) -> int:

@@ -13,6 +13,10 @@ from mmserve.prompt.general import general
 from mmserve.prompt.layout import Layout, Medium
 from mmserve.prompt.positions import mrope_positions
 from mmserve.prompt.video import VideoReader, qwen_interval, video_geometry
+from mmserve.sounds.decode import decoder_id
+from mmserve.sounds.geometry import SoundGeometry
+from mmserve.sounds.identity import sound_fingerprint
+from mmserve.sounds.sound import SoundReader
 from vision.detail import WholeGeometry, lower, within_limits
 from vision.frames import BLOCK
 from vision.geometry import QwenGeometry
@@ -56,6 +60,22 @@ def llava_onevision(checkpoint: Checkpoint) -> Layout:
     return Layout(geometry, token, among_others=among_others, opens=True, adapt=adapt)
 
 
+def qwen2_audio(checkpoint: Checkpoint) -> Layout:
+    """One run of rows a sound, between the template's own start and end tokens."""
+    geometry = SoundGeometry.from_configs(checkpoint.audio_config, checkpoint.processor)
+
+    def fingerprint() -> bytes:
+        return sound_fingerprint(
+            weights=checkpoint.fingerprint,
+            audio_config=checkpoint.audio_config,
+            processor=checkpoint.processor,
+            geometry=geometry,
+            decoder=decoder_id(),
+        )
+
+    return Layout(others={"audio": Medium(checkpoint.require_audio_token(), SoundReader(geometry, fingerprint))})
+
+
 def text_only(_: Checkpoint) -> Layout:
     """No pictures."""
     return Layout()
@@ -69,6 +89,7 @@ LAYOUTS: Mapping[str, Callable[[Checkpoint], Layout]] = {
     "llava_next": llava_next,
     "llava_onevision": llava_onevision,
     "cogvlm": cogvlm,
+    "qwen2_audio": qwen2_audio,
     **dict.fromkeys(sorted(TEXT_FAMILIES), text_only),
     "general": general,
 }

@@ -151,8 +151,8 @@ class _Stream:
                     yield self._frame([end], chat_extra([verdict]))
         if self._with_usage:
             usage = usage_json(choice.tally.usage for choice in choices)
-            seen = {"images": images_json(self._job.prompt), **media_json(self._job.prompt)}
-            yield frame(self._chunk | {"choices": [], "usage": usage} | seen)
+            rest = {"usage": usage, "images": images_json(self._job.prompt), **media_json(self._job.prompt)}
+            yield frame(self._chunk | {"choices": []} | rest)
         yield DONE
 
     def _frame(self, choices: list[dict[str, Any]], extra: dict[str, Any] | None = None) -> bytes:
