@@ -16,7 +16,6 @@
     │   │   └── BudgetTooSmall       cannot be said in max_tokens; names the least that can
     │   ├── MediaError               a picture, video or sound cannot be used
     │   │   ├── UnsupportedMedia     of a kind that the model does not take; names those that it takes
-    │   │   ├── MediaNotFetched      a remote address that may not be asked, or gave no video or sound
     │   │   ├── PictureError
     │   │   │   ├── UnsupportedPicture  not a picture, or a format that is not accepted
     │   │   │   ├── CorruptPicture      a picture whose data is damaged
@@ -27,12 +26,14 @@
     │   │   │   ├── UnsupportedVideo    not a video, or a format that is not accepted
     │   │   │   ├── CorruptVideo        a video whose data is damaged
     │   │   │   ├── VideoTooLarge       more bytes or pixels than the limit
-    │   │   │   └── VideoTooLong        more seconds or frames than the limit
+    │   │   │   ├── VideoTooLong        more seconds or frames than the limit
+    │   │   │   └── VideoNotFetched     a remote address that may not be asked, or gave no video
     │   │   └── AudioError
     │   │       ├── UnsupportedAudio    not a sound, a format that is not accepted, or too short to be heard
     │   │       ├── CorruptAudio        a sound whose data is damaged or cut off
     │   │       ├── AudioTooLarge       more bytes than the limit
-    │   │       └── AudioTooLong        more seconds than the limit
+    │   │       ├── AudioTooLong        more seconds than the limit
+    │   │       └── AudioNotFetched     a remote address that may not be asked, or gave no sound
     │   ├── TooManyPictures          more pictures than one request may carry
     │   ├── TooManyMedia             more videos or sounds than one request may carry
     │   ├── KeyRefused               no API key came, or one that is not known
@@ -131,10 +132,6 @@ class UnsupportedMedia(MediaError):
     code = "unsupported_media"
 
 
-class MediaNotFetched(MediaError):
-    code = "media_not_fetched"
-
-
 class PictureError(MediaError):
     code = "invalid_image"
 
@@ -175,6 +172,10 @@ class VideoTooLarge(VideoError):
     code = "video_too_large"
 
 
+class VideoNotFetched(VideoError):
+    code = "video_not_fetched"
+
+
 class VideoTooLong(VideoError):
     code = "video_too_long"
 
@@ -197,6 +198,10 @@ class AudioTooLarge(AudioError):
 
 class AudioTooLong(AudioError):
     code = "audio_too_long"
+
+
+class AudioNotFetched(AudioError):
+    code = "audio_not_fetched"
 
 
 class TooManyPictures(RequestError):

@@ -9,17 +9,23 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from mmserve.config import Limits
 from mmserve.errors import InvalidField, PictureNotKept, PictureTooLarge
 from mmserve.types import MediaKind
-from web.media import MEDIA, WireMedia
+from web.media import MEDIA
 from web.visit import visit
 
 PREFIX = "pic-"
 """What the id of a kept picture begins with."""
+
+_ANY_TYPE: Mapping[MediaKind, tuple[str, ...]] = {
+    "image": ("application/octet-stream",),
+    "video": ("application/octet-stream",),
+    "audio": ("application/octet-stream", "application/ogg"),
+}
 
 
 @dataclass(slots=True)
@@ -92,7 +98,7 @@ class PictureShelf:
             return found is not None and found.owner == visit().owner and self._forget(identity)
 
     def read(self, address: str, where: str, kind: MediaKind = "image") -> bytes:
-        """What is at ``address``, of this kind: a data URI, the id of a kept picture, or a remote address.
+        """The picture (or what ``kind`` says) at ``address``: a data URI, the id of a kept one, or a remote address.
 
         Counts it for the API key. Raises as these do, and ``RateLimited``; ``PictureWanted`` for a remote picture that
         is not fetched yet, which is what ``web.generation.offload`` then does.
@@ -102,7 +108,7 @@ class PictureShelf:
             return self.get(address, where)
         if address[:5].lower() != "data:":
             return visit().remote_picture(address, where, kind)
-        return decode_data_uri(address, MEDIA[kind].max_bytes(self.limits), where, MEDIA[kind])
+        return decode_data_uri(address, MEDIA[kind].max_bytes(self.limits), where, kind)
 
     def _forget(self, identity: str) -> bool:
         found = self._kept.pop(identity, None)
@@ -113,27 +119,30 @@ class PictureShelf:
         return found is not None
 
 
-def decode_data_uri(uri: str, max_bytes: int, where: str, media: WireMedia = MEDIA["image"]) -> bytes:
+def decode_data_uri(uri: str, max_bytes: int, where: str, kind: MediaKind = "image") -> bytes:
     """The bytes of ``data:[type];base64,...``. The size is judged before anything is decoded.
 
-    Raises ``InvalidField``, ``media.unsupported`` or ``media.too_large``, with ``where`` as the field at fault.
+    Raises ``InvalidField``, ``UnsupportedPicture`` or ``PictureTooLarge`` (or their like for another ``kind``), with
+    ``where`` as the field at fault.
     """
+    medium = MEDIA[kind]
     comma = uri.find(",", 0, 256)
     media_type, semicolon, encoding = uri[5 : max(comma, 5)].lower().rpartition(";")
     if not semicolon or encoding.strip() != "base64":
-        raise InvalidField('the data URI must have the form "data:' + media.example + ';base64,..."', param=where)
-    kind = media_type.partition(";")[0].strip()
-    if kind and not kind.startswith(media.types) and kind != "application/octet-stream":
-        raise media.unsupported(f'the data URI holds "{kind[:64]}" and not a {media.name}', param=where)
+        example = "data:image/jpeg;base64,..." if kind == "image" else f"data:{medium.types}...;base64,..."
+        raise InvalidField(f'the data URI must have the form "{example}"', param=where)
+    given = media_type.partition(";")[0].strip()
+    if given and not given.startswith(medium.types) and given not in _ANY_TYPE[kind]:
+        raise medium.unsupported(f'the data URI holds "{given[:64]}" and not a {medium.name}', param=where)
     payload = uri[comma + 1 :]
     padding = len(payload) - len(payload.rstrip("="))
     size = len(payload) // 4 * 3 - min(padding, 2)
     if size > max_bytes:
-        raise media.too_large(f"the {media.name} has {size} bytes; at most {max_bytes} are allowed", param=where)
+        raise medium.too_large(f"the {medium.name} has {size} bytes; at most {max_bytes} are allowed", param=where)
     try:
         data = base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError):
         raise InvalidField("the data URI is not valid base64 (standard alphabet, padded)", param=where) from None
     if not data:
-        raise media.unsupported(f"the data URI is empty; send a {media.name}", param=where)
+        raise medium.unsupported(f"the data URI is empty; send a {medium.name}", param=where)
     return data

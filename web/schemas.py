@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from mmserve.errors import InvalidField, RequestError
-from mmserve.types import (
-    AudioPart,
-    Detail,
-    ImagePart,
-    MediaKind,
-    MediaPart,
-    Message,
-    Part,
-    SamplingParams,
-    TextPart,
-    VideoPart,
-)
+from mmserve.types import Detail, MediaKind, MediaPart, Message, Part, SamplingParams, TextPart, VideoPart
 from web.constraints import Wanted, from_chat, from_form
-from web.media import MEDIA
+from web.media import check_number, part_of
 from web.openai.refusals import CHAT, refuse
 from web.openai.tools import MAX_TOOLS, Tool, Toolbox, ToolCall, calls_text, toolbox_of
 from web.pictures import PictureShelf
@@ -173,20 +162,12 @@ class VqaFields(SamplingFields, WordFields, DetailFields, FrameFields):
             raise InvalidField("question is empty; ask something about the picture", param="question")
         return parsed
 
-    def messages(self, media: Sequence[tuple[MediaKind, bytes]]) -> list[Message]:
-        """The optional system message, then one user message: all media in order, then the question."""
+    def messages(self, media: Iterable[tuple[MediaKind, bytes]]) -> list[Message]:
+        """The optional system message, then one user message: all files in order, then the question."""
         system = [Message("system", (TextPart(self.system),))] if self.system else []
-        parts = [self._part(kind, data) for kind, data in media]
-        return [*system, Message("user", (*parts, TextPart(self.question)))]
-
-    def _part(self, kind: MediaKind, data: bytes) -> MediaPart:
-        match kind:
-            case "video":
-                return self.watching(data)
-            case "audio":
-                return AudioPart(data)
-            case _:
-                return ImagePart(data, self.looking())
+        detail = self.looking()
+        shown = [self.watching(data) if kind == "video" else part_of(kind, data, detail) for kind, data in media]
+        return [*system, Message("user", (*shown, TextPart(self.question)))]
 
 
 VQA_REPEATED = ("stop", "stop_token_ids", "choices", "must_include", "must_not_include")
@@ -194,6 +175,10 @@ VQA_REPEATED = ("stop", "stop_token_ids", "choices", "must_include", "must_not_i
 
 class ImageUrl(DetailFields):
     url: str
+
+
+def _as_image_url(value: object) -> object:
+    return {"url": value} if isinstance(value, str) else value
 
 
 class VideoUrl(FrameFields):
@@ -211,12 +196,8 @@ class InputAudio(BaseModel):
     format: str | None = None
 
 
-def _as_url(value: object) -> object:
-    return {"url": value} if isinstance(value, str) else value
-
-
 class ContentPart(BaseModel):
-    """One part of a message: text, a picture as a data URI, or words with which an assistant refused.
+    """One part of a message: text, a picture, video or sound as a data URI, or words with which an assistant refused.
 
     The limits in pixels may stand beside ``image_url``, where DashScope has them, or inside.
     """
@@ -224,29 +205,31 @@ class ContentPart(BaseModel):
     type: Literal["text", "image_url", "video_url", "audio_url", "input_audio", "refusal"]
     text: str | None = None
     refusal: str | None = None
-    image_url: Annotated[ImageUrl, BeforeValidator(_as_url)] | None = None
-    video_url: Annotated[VideoUrl, BeforeValidator(_as_url)] | None = None
-    audio_url: Annotated[AudioUrl, BeforeValidator(_as_url)] | None = None
+    image_url: Annotated[ImageUrl, BeforeValidator(_as_image_url)] | None = None
+    video_url: Annotated[VideoUrl, BeforeValidator(_as_image_url)] | None = None
+    audio_url: Annotated[AudioUrl, BeforeValidator(_as_image_url)] | None = None
     input_audio: InputAudio | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
 
-    @property
-    def kind(self) -> MediaKind | None:
-        """What it carries; ``None`` for text."""
-        return _URL_KINDS.get(self.type)
-
-    def media(self, read: Callable[[str, str, MediaKind], bytes], where: str) -> MediaPart:
-        """What a part that is no text carries, read from its address. Raises as ``read`` does, and ``InvalidField``."""
+    def media(self) -> tuple[MediaKind, str] | None:
+        """The kind and address of what is no text in it."""
+        if self.type == "image_url" and self.image_url is not None:
+            return "image", self.image_url.url
         if self.type == "video_url" and self.video_url is not None:
-            return self.video_url.watching(read(self.video_url.url, where, "video"), f"{where}.")
+            return "video", self.video_url.url
         if self.type == "audio_url" and self.audio_url is not None:
-            return AudioPart(read(self.audio_url.url, where, "audio"))
+            return "audio", self.audio_url.url
         if self.type == "input_audio" and self.input_audio is not None:
             given = self.input_audio.data
-            return AudioPart(read(given if given[:5].lower() == "data:" else f"data:;base64,{given}", where, "audio"))
-        assert self.image_url is not None
-        return ImagePart(read(self.image_url.url, where, "image"), self.looking(f"{where}."))
+            return "audio", given if given[:5].lower() == "data:" else f"data:;base64,{given}"
+        return None
+
+    def carrying(self, kind: MediaKind, data: bytes, where: str) -> MediaPart:
+        """The part of a message that it is, its file being ``data``. Raises ``InvalidField``."""
+        if kind == "video":
+            return (self.video_url or FrameFields()).watching(data, f"{where}.")
+        return part_of(kind, data, self.looking(f"{where}."))
 
     def looking(self, where: str) -> Detail:
         """Raises ``InvalidField``, its ``param`` under ``where``."""
@@ -263,14 +246,6 @@ class ContentPart(BaseModel):
         if getattr(self, self.type) is None:
             raise ValueError(f'a part of type "{self.type}" needs the field {self.type}')
         return self
-
-
-_URL_KINDS: Mapping[str, MediaKind] = {
-    "image_url": "image",
-    "video_url": "video",
-    "audio_url": "audio",
-    "input_audio": "audio",
-}
 
 
 def _as_parts(value: object) -> object:
@@ -404,13 +379,15 @@ def chat_messages(request: ChatRequest, shelf: PictureShelf) -> list[Message]:
     for i, message in enumerate(request.messages):
         parts: list[Part] = []
         for j, part in enumerate(message.content or ()):
-            if part.kind is None:
+            media = part.media()
+            if media is None:
                 parts.append(TextPart((part.refusal if part.type == "refusal" else part.text) or ""))
                 continue
+            kind, address = media
             where = f"messages[{i}].content[{j}].{part.type}"
-            counts[part.kind] += 1
-            MEDIA[part.kind].check_count(counts[part.kind], shelf.limits, where)
-            parts.append(part.media(shelf.read, where))
+            counts[kind] += 1
+            check_number(kind, counts[kind], shelf.limits, where)
+            parts.append(part.carrying(kind, shelf.read(address, where, kind), where))
         if message.tool_calls:
             called.update(call.id for call in message.tool_calls)
             parts.append(TextPart(("\n" if parts else "") + calls_text(message.tool_calls)))

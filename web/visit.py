@@ -19,6 +19,7 @@ from mmserve.errors import InvalidField, NotAllowed, PictureTooLarge, RateLimite
 from mmserve.keys import Key
 from mmserve.types import MediaKind
 from web.access.meter import Entry, Meter
+from web.media import MEDIA
 
 T = TypeVar("T")
 
@@ -29,11 +30,11 @@ class Fetcher(Protocol):
     @property
     def max_request_bytes(self) -> int: ...
 
-    async def fetch(self, address: str, where: str, kind: MediaKind = "image") -> bytes: ...
+    async def fetch(self, address: str, where: str, kind: MediaKind) -> bytes: ...
 
 
 class PictureWanted(Exception):
-    """The picture at ``address`` must be fetched before the work can be done; see :func:`fetching`."""
+    """What is at ``address``, of this ``kind``, must be fetched before the work can be done; see :func:`fetching`."""
 
     def __init__(self, address: str, where: str, kind: MediaKind) -> None:
         super().__init__(address)
@@ -86,9 +87,10 @@ class Visit:
     def remote_picture(self, address: str, where: str, kind: MediaKind = "image") -> bytes:
         """What :func:`fetching` has brought from ``address``. Raises ``PictureWanted`` where it has not yet."""
         if self.remote is None:
+            name, example = MEDIA[kind].name, "data:image/jpeg;base64,..." if kind == "image" else "data:...;base64,..."
             raise InvalidField(
-                "pictures at remote addresses are off on this server; send the picture itself as a data URI, "
-                '"data:image/jpeg;base64,..."',
+                f"{name}s at remote addresses are off on this server; send the {name} itself as a data URI, "
+                f'"{example}"',
                 param=where,
             )
         if address not in self._fetched:

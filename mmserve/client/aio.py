@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, Self, TypeVar, Unpack, overload
 
@@ -66,7 +67,7 @@ class AsyncClient:
         return await asyncio.to_thread(read_handle, picture)
 
     async def sound(self, sound: SoundLike) -> SoundFile:
-        """A sound, read now, for messages of :meth:`chat`. Raises OSError for a file that cannot be read."""
+        """A sound for messages of :meth:`chat`; see :meth:`mmserve.client.Client.sound`."""
         return await asyncio.to_thread(read_sound, sound)
 
     @overload
@@ -77,6 +78,7 @@ class AsyncClient:
         *,
         schema: type[M],
         strict: bool | None = None,
+        audio: SoundLike | Sequence[SoundLike] | None = None,
         system: str | None = None,
         model: str | None = None,
         **options: Unpack[Options],
@@ -88,6 +90,7 @@ class AsyncClient:
         pictures: PictureLike | Sequence[PictureLike] | None,
         question: str,
         *,
+        audio: SoundLike | Sequence[SoundLike] | None = None,
         system: str | None = None,
         model: str | None = None,
         **options: Unpack[AllOptions],
@@ -98,20 +101,24 @@ class AsyncClient:
         pictures: PictureLike | Sequence[PictureLike] | None,
         question: str,
         *,
+        audio: SoundLike | Sequence[SoundLike] | None = None,
         system: str | None = None,
         model: str | None = None,
         **options: Any,
     ) -> Answer[Any]:
-        """Ask about one or several pictures. ``Answer.parsed`` is an instance of ``schema`` where that is a type."""
-        return await self._fetch(
-            await asyncio.to_thread(calls.ask, pictures, question, system=system, model=model, options=options)
-        )
+        """Ask about one or several pictures, or about ``video`` or ``audio``: one or a list, and ``pictures`` an
+        empty one.
+
+        ``Answer.parsed`` is an instance of ``schema`` where that is a type."""
+        call = partial(calls.ask, pictures, question, audio=audio, system=system, model=model, options=options)
+        return await self._fetch(await asyncio.to_thread(call))
 
     def stream(
         self,
         pictures: PictureLike | Sequence[PictureLike] | None,
         question: str,
         *,
+        audio: SoundLike | Sequence[SoundLike] | None = None,
         system: str | None = None,
         model: str | None = None,
         **options: Unpack[AllOptions],
@@ -121,7 +128,7 @@ class AsyncClient:
 
         async def open_() -> httpx.Response:
             call = await asyncio.to_thread(
-                calls.stream, pictures, question, system=system, model=model, options=plain, shape=shape
+                calls.stream, pictures, question, audio=audio, system=system, model=model, options=plain, shape=shape
             )
             return await self._open(call)
 

@@ -16,7 +16,7 @@ from mmserve.client.decision import Decision, decision_question
 from mmserve.client.pictures import PictureFile, PictureHandle, PictureLike, read_picture, read_pictures
 from mmserve.client.refusals import NOT_OURS, not_an_answer
 from mmserve.client.sounds import SoundFile, SoundLike, read_sounds
-from mmserve.client.videos import VideoLike, read_videos
+from mmserve.client.videos import VideoFile, VideoLike, read_videos
 from mmserve.errors import InvalidField
 from mmserve.template import DEFAULT_CAPTION_PROMPT as DEFAULT_CAPTION_PROMPT
 
@@ -33,9 +33,9 @@ class Looking(TypedDict, total=False):
 
 
 class Watching(TypedDict, total=False):
-    """Videos to ask about beside the pictures, or instead of them (``pictures=None``), and which of their frames the
-    model sees: ``fps`` frames a second, at most ``max_frames``; or ``num_frames`` over the whole length. For ``ask``
-    and ``stream``."""
+    """Videos to ask about beside the pictures, or instead of them (``pictures`` an empty list), and which of their
+    frames the model sees: ``fps`` frames a second, at most ``max_frames``; or ``num_frames`` over the whole length. For
+    ``ask`` and ``stream``."""
 
     video: VideoLike | Sequence[VideoLike] | None
     fps: float | None
@@ -43,14 +43,7 @@ class Watching(TypedDict, total=False):
     max_frames: int | None
 
 
-class Listening(TypedDict, total=False):
-    """Sounds to ask about beside the rest, or instead of it. For ``ask`` and ``stream``; in a conversation a sound is a
-    part of a message, as ``Client.sound`` makes it."""
-
-    audio: SoundLike | Sequence[SoundLike] | None
-
-
-class Options(Looking, Watching, Listening, total=False):
+class Options(Looking, Watching, total=False):
     """What may be said about how an answer is made; the server's defaults hold for what is left out or None.
 
     ``temperature=0`` is greedy. ``logprobs`` asks for the log-probability of each token and ``top_logprobs`` for
@@ -79,9 +72,6 @@ class Options(Looking, Watching, Listening, total=False):
 class AllOptions(Options, Constraints, total=False):
     """How an answer is made, and what it must look like."""
 
-
-_Part: TypeAlias = tuple[str, tuple[str, bytes, str]]
-"""A file in a form: the field's name; the file's name, bytes and media type."""
 
 Refer: TypeAlias = Callable[[PictureFile], str | None]
 """What stands for a picture's bytes in a request; None where they go themselves."""
@@ -134,13 +124,14 @@ def ask(
     pictures: PictureLike | Sequence[PictureLike] | None,
     question: str,
     *,
+    audio: SoundLike | Sequence[SoundLike] | None,
     system: str | None,
     model: str | None,
     options: Mapping[str, Any],
 ) -> Call[Answer]:
     plain, shape = split(options)
     fields = {"question": question, "system": system, "model": model, **shape.form}
-    files, others = _files(pictures, plain)
+    files, others = _read_media(pictures, plain.get("video"), audio)
 
     def write(refer: Refer) -> Mapping[str, Any]:
         return _vqa_body(files, others, fields, plain, refer)
@@ -152,6 +143,7 @@ def stream(
     pictures: PictureLike | Sequence[PictureLike] | None,
     question: str,
     *,
+    audio: SoundLike | Sequence[SoundLike] | None,
     system: str | None,
     model: str | None,
     options: Options,
@@ -159,7 +151,7 @@ def stream(
 ) -> Call[None]:
     """Like :func:`ask`, with the reply streamed; ``mmserve.client.stream`` reads it."""
     fields = {"question": question, "system": system, "model": model, "stream": True, **shape.form}
-    files, others = _files(pictures, options)
+    files, others = _read_media(pictures, options.get("video"), audio)
 
     def write(refer: Refer) -> Mapping[str, Any]:
         return _vqa_body(files, others, fields, options, refer)
@@ -168,10 +160,10 @@ def stream(
 
 
 def chat(messages: Iterable[Mapping[str, Any]], *, model: str | None, options: Mapping[str, Any]) -> Call[Answer]:
-    """``content`` of a message is text, a picture, or a list that mixes both.
+    """``content`` of a message is text, a picture, a sound, or a list that mixes them.
 
-    In a list a ``str`` is text, a dict is a part of the OpenAI form and goes as it is, and anything else is a picture
-    (so a picture's path must be a ``Path``).
+    In a list a ``str`` is text, a dict is a part of the OpenAI form and goes as it is, a ``SoundFile`` is a sound, and
+    anything else is a picture (so a picture's path must be a ``Path``).
     """
     plain, shape = split(options)
     said, files = _read_messages(messages)
@@ -257,14 +249,14 @@ def _file_part(file: PictureFile) -> tuple[str, tuple[str, bytes, str]]:
     return "image", (file.name, file.data, file.media_type)
 
 
-def _files(
-    pictures: PictureLike | Sequence[PictureLike] | None, options: Options
-) -> tuple[tuple[PictureFile, ...], tuple[_Part, ...]]:
-    """What a question is about, read: at least one of any kind. What is no picture is a part of the form."""
-    others: tuple[_Part, ...] = (
-        *(("video", (file.name, file.data, file.media_type)) for file in read_videos(options.get("video"))),
-        *(("audio", (file.name, file.data, file.media_type)) for file in read_sounds(options.get("audio"))),
-    )
+def _read_media(
+    pictures: PictureLike | Sequence[PictureLike] | None,
+    video: VideoLike | Sequence[VideoLike] | None,
+    audio: SoundLike | Sequence[SoundLike] | None,
+) -> tuple[tuple[PictureFile, ...], tuple[VideoFile | SoundFile, ...]]:
+    """The pictures, and other files: of pictures there may be none (an empty list, or ``None``) beside these. Raises as
+    ``read_pictures`` and its like do."""
+    others: tuple[VideoFile | SoundFile, ...] = (*read_videos(video), *read_sounds(audio))
     none = pictures is None or (isinstance(pictures, list | tuple) and not pictures)
     if none and others:
         return (), others
@@ -273,16 +265,16 @@ def _files(
 
 def _vqa_body(
     files: tuple[PictureFile, ...],
-    others: tuple[_Part, ...],
+    others: tuple[VideoFile | SoundFile, ...],
     fields: Mapping[str, Any],
     options: Options,
     refer: Refer,
 ) -> dict[str, Any]:
-    given = {**fields, **{name: value for name, value in options.items() if name not in ("video", "audio")}}
+    given = {**fields, **{name: value for name, value in options.items() if name != "video"}}
     # A part without a file name is text.
     images = [_file_part(file) if (kept := refer(file)) is None else ("image", (None, kept)) for file in files]
     return {
-        "files": [*images, *others],
+        "files": [*images, *((other.kind, (other.name, other.data, other.media_type)) for other in others)],
         "data": {name: _form_value(value) for name, value in given.items() if value is not None},
     }
 
@@ -314,8 +306,6 @@ def _chat_body(
             'in a conversation a video is a part of a message, {"type": "video_url", "video_url": {"url": …}}',
             param="video",
         )
-    if options.get("audio") is not None:
-        raise InvalidField("in a conversation a sound is a part of a message: client.sound(path)", param="audio")
     messages = [_written(message, refer, _looking(options)) for message in said]
     plain = {name: value for name, value in options.items() if name not in Looking.__annotations__}
     body = {"model": model, "messages": messages, **plain, **shape.body}

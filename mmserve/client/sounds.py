@@ -30,6 +30,11 @@ class SoundFile:
     data: bytes = field(repr=False)
 
     @property
+    def kind(self) -> str:
+        """The form's part that carries it."""
+        return "audio"
+
+    @property
     def format(self) -> str:
         """``"wav"``, ``"mp3"``, ``"flac"`` or ``"ogg"`` by the first bytes; empty for what is not known here."""
         return next((format_ for magic, format_, _ in _MAGIC if self.data.startswith(magic)), "")

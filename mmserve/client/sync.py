@@ -83,6 +83,7 @@ class Client:
         *,
         schema: type[M],
         strict: bool | None = None,
+        audio: SoundLike | Sequence[SoundLike] | None = None,
         system: str | None = None,
         model: str | None = None,
         **options: Unpack[Options],
@@ -94,6 +95,7 @@ class Client:
         pictures: PictureLike | Sequence[PictureLike] | None,
         question: str,
         *,
+        audio: SoundLike | Sequence[SoundLike] | None = None,
         system: str | None = None,
         model: str | None = None,
         **options: Unpack[AllOptions],
@@ -104,18 +106,23 @@ class Client:
         pictures: PictureLike | Sequence[PictureLike] | None,
         question: str,
         *,
+        audio: SoundLike | Sequence[SoundLike] | None = None,
         system: str | None = None,
         model: str | None = None,
         **options: Any,
     ) -> Answer[Any]:
-        """Ask about one or several pictures. ``Answer.parsed`` is an instance of ``schema`` where that is a type."""
-        return self._fetch(calls.ask(pictures, question, system=system, model=model, options=options))
+        """Ask about one or several pictures, or about ``video`` or ``audio``: one or a list, and ``pictures`` an
+        empty one.
+
+        ``Answer.parsed`` is an instance of ``schema`` where that is a type."""
+        return self._fetch(calls.ask(pictures, question, audio=audio, system=system, model=model, options=options))
 
     def stream(
         self,
         pictures: PictureLike | Sequence[PictureLike] | None,
         question: str,
         *,
+        audio: SoundLike | Sequence[SoundLike] | None = None,
         system: str | None = None,
         model: str | None = None,
         **options: Unpack[AllOptions],
@@ -124,7 +131,7 @@ class Client:
         plain, shape = calls.split(options)
 
         def open_() -> httpx.Response:
-            call = calls.stream(pictures, question, system=system, model=model, options=plain, shape=shape)
+            call = calls.stream(pictures, question, audio=audio, system=system, model=model, options=plain, shape=shape)
             return self._open(call)
 
         return AnswerStream(open_, self.base_url, shape)
@@ -134,8 +141,8 @@ class Client:
     ) -> Answer:
         """The next turn of a conversation.
 
-        Each message is ``{"role": …, "content": …}``, its content text, a picture, or a list that mixes both;
-        in a list a ``str`` is text, so a picture's path is a ``Path``.
+        Each message is ``{"role": …, "content": …}``, its content text, a picture, a sound, or a list that mixes them;
+        in a list a ``str`` is text, so a picture's path is a ``Path``, and a sound is what :meth:`sound` made.
         """
         return self._fetch(calls.chat(messages, model=model, options=options))
 

@@ -21,6 +21,11 @@ class VideoFile:
     data: bytes = field(repr=False)
 
     @property
+    def kind(self) -> str:
+        """The form's part that carries it."""
+        return "video"
+
+    @property
     def media_type(self) -> str:
         """By the first bytes; ``application/octet-stream`` for what is not known here (the server decides)."""
         if self.data[4:8] == b"ftyp":

@@ -8,8 +8,21 @@ from typing import TYPE_CHECKING, Any
 from mmserve.errors import InvalidConstraint, InvalidField
 from mmserve.lang.calls import Options, Watched
 from mmserve.lang.errors import calling_place
-from mmserve.lang.expressions import ROLES, Begin, End, Expr, ExprLike, Gen, Image, Select, Turned, as_expr
-from mmserve.lang.pictures import picture_source, sound_source
+from mmserve.lang.expressions import (
+    ROLES,
+    Audio,
+    Begin,
+    End,
+    Expr,
+    ExprLike,
+    Gen,
+    Image,
+    Select,
+    Turned,
+    Video,
+    as_expr,
+)
+from mmserve.lang.pictures import picture_source, sound_source, video_source
 
 if TYPE_CHECKING:
     import re
@@ -134,22 +147,17 @@ def video(
     fps: float | None = None,
     max_frames: int | None = None,
 ) -> Expr:
-    """A video: a path, the bytes of a file, a binary file object, a data URI, or an address, fetched by this process.
+    """A video: a path, the bytes of a file, a file object, a data URI, or an address (``https://…``), which is fetched
+    by this process. For models that take videos.
 
     The model sees ``num_frames`` frames over the whole length; or ``fps`` a second (by default 2), at most
     ``max_frames``. Raises OSError for a file that cannot be read, TypeError for what is no video and ``InvalidField``
-    for numbers out of range; a model that takes no videos fails the generations that need it.
+    for numbers out of range; an address that cannot be fetched fails the generations that need it.
     """
     from mmserve.types import VideoPart
 
     VideoPart(b"", fps, num_frames, max_frames)  # judges the numbers
-    if isinstance(source, str) and source[:8].lower().startswith(("http://", "https://", "data:")):
-        found = picture_source(source)
-    else:
-        from mmserve.client.videos import read_video
-
-        found = read_video(source).data
-    return Image(found, calling_place("video"), watched=Watched(num_frames, fps, max_frames))
+    return Video(video_source(source), calling_place("video"), Watched(num_frames, fps, max_frames))
 
 
 def audio(sound: SoundLike) -> Expr:
@@ -159,7 +167,7 @@ def audio(sound: SoundLike) -> Expr:
     Raises OSError for a file that cannot be read and TypeError for what is no sound; an address that cannot be fetched
     fails the generations that need it.
     """
-    return Image(sound_source(sound), calling_place("audio"), sound=True)
+    return Audio(sound_source(sound), calling_place("audio"))
 
 
 def _detail(level: str, min_pixels: int | None, max_pixels: int | None) -> Detail | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from mmserve.grammar.spec import Constraint
-    from mmserve.types import Detail, TokenEvent, Usage
+    from mmserve.types import Detail, MediaKind, TokenEvent, Usage
 
 DEFAULT_MAX_TOKENS = 128
 """What a ``gen`` that says nothing may write; one with a constraint gets what is left of the context instead."""
@@ -71,12 +71,12 @@ class Watched:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shown:
-    """A picture: the bytes of its file, and how closely to look at it; with ``watched`` a video, or a ``sound``."""
+    """A picture, a video or a sound: the bytes of its file, and how closely to look at it."""
 
     data: bytes = field(repr=False)
     detail: Detail | None = None
-    watched: Watched | None = None
-    sound: bool = False
+    kind: MediaKind = "image"
+    watched: Watched = Watched()
 
 
 Part: TypeAlias = Said | Shown

@@ -16,14 +16,13 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
 
-from mmserve.config import Limits
 from mmserve.errors import EngineUnavailable, PromptTooLong, RequestCancelled
 from mmserve.lang.calls import DEFAULT_MAX_TOKENS, Backend, GenerateCall, Options, Said, ScoreCall, Shown
 from mmserve.lang.draft import Draft, resolve
-from mmserve.lang.expressions import Gen, Image, Select
+from mmserve.lang.expressions import Gen, Media, Select
 from mmserve.lang.log import Log
 from mmserve.lang.loop import program_loop
-from mmserve.lang.pictures import fetch_picture, fetch_sound
+from mmserve.lang.pictures import fetch_picture, fetch_sound, fetch_video
 from mmserve.lang.slots import MetaInfo, Slot, Variable
 from mmserve.probabilities import label_mass, softmax
 from mmserve.types import TokenEvent, TokenLogprob, Usage
@@ -63,9 +62,10 @@ class Run:
         self._start(variable, partial(_selected, self.backend, select, draft, ends_turn, variable))
         return variable
 
-    def fetch(self, image: Image) -> Slot[Shown]:
-        slot: Slot[Shown] = Slot(image.place)
-        self._start(slot, partial(_fetched, image))
+    def fetch(self, media: Media) -> Slot[Shown]:
+        assert isinstance(media.source, str)
+        slot: Slot[Shown] = Slot(media.place)
+        self._start(slot, partial(_fetched, media.source, media))
         return slot
 
     def owns(self, transcript: Log[Any]) -> None:
@@ -130,13 +130,9 @@ class Run:
             task.cancel()
 
 
-async def _fetched(image: Image) -> Shown:
-    assert isinstance(image.source, str)
-    if image.sound:
-        return image.shown(await fetch_sound(image.source))
-    if image.watched is not None:
-        return image.shown(await fetch_picture(image.source, max_bytes=Limits().max_video_bytes))
-    return image.shown(await fetch_picture(image.source))
+async def _fetched(url: str, media: Media) -> Shown:
+    fetch = {"image": fetch_picture, "video": fetch_video, "audio": fetch_sound}[media.kind]
+    return media.shown(await fetch(url))
 
 
 async def _generated(backend: Backend, gen: Gen, defaults: Options, draft: Draft, variable: Variable) -> Said:

@@ -87,9 +87,11 @@ def _excerpt(text: str) -> str:
     return flat if len(flat) <= _EXCERPT else flat[:_EXCERPT] + "…'"
 
 
+_NAMES = {"image": "picture", "video": "video", "audio": "sound"}
+
+
 def _size(part: Shown) -> str:
-    name = "sound" if part.sound else "picture" if part.watched is None else "video"
-    return f"<{name} of {len(part.data)} bytes>"
+    return f"<{_NAMES[part.kind]} of {len(part.data)} bytes>"
 
 
 def _common(one: list[str], other: list[str]) -> int:

@@ -191,10 +191,11 @@ def _history(parts: Parts, context: Context) -> Prompt:
 
 
 def _media_part(shown: Shown) -> MediaPart:
-    if shown.sound:
+    if shown.kind == "audio":
         return AudioPart(shown.data)
-    if shown.watched is not None:
-        return VideoPart(shown.data, **shown.watched.said())  # type: ignore[arg-type]
+    if shown.kind == "video":
+        watched = shown.watched
+        return VideoPart(shown.data, watched.fps, watched.num_frames, watched.max_frames)
     return ImagePart(shown.data) if shown.detail is None else ImagePart(shown.data, shown.detail)
 
 

@@ -1,4 +1,4 @@
-"""Whatever a program calls a picture or a sound -> the bytes of its file.
+"""Whatever a program calls a picture, a video or a sound -> the bytes of its file.
 
 Addresses are fetched by the program's own process, within limits; a server never fetches for it.
 """
@@ -11,16 +11,42 @@ import binascii
 from typing import TYPE_CHECKING
 
 from mmserve.config import Limits
-from mmserve.errors import AudioTooLarge, MediaError, PictureTooLarge, UnsupportedAudio, UnsupportedPicture
+from mmserve.errors import (
+    AudioTooLarge,
+    MediaError,
+    PictureTooLarge,
+    UnsupportedAudio,
+    UnsupportedPicture,
+    UnsupportedVideo,
+    VideoTooLarge,
+)
 
 if TYPE_CHECKING:
     import httpx
 
     from mmserve.client.pictures import PictureLike
     from mmserve.client.sounds import SoundLike
+    from mmserve.client.videos import VideoLike
 
 FETCH_SECONDS = 30.0
 FETCH_REDIRECTS = 5
+
+
+def video_source(video: VideoLike) -> bytes | str:
+    """The bytes, read now, or the address of what is to be fetched.
+
+    Raises OSError for a file that cannot be read, TypeError for what is no video, ``UnsupportedVideo`` for a data URI
+    that is not one.
+    """
+    if isinstance(video, str):
+        scheme = video[:8].lower()
+        if scheme.startswith(("http://", "https://")):
+            return video
+        if scheme.startswith("data:"):
+            return _from_data_uri(video, "video", "video/mp4", UnsupportedVideo)
+    from mmserve.client.videos import read_video
+
+    return read_video(video).data
 
 
 def sound_source(sound: SoundLike) -> bytes | str:
@@ -76,6 +102,17 @@ async def fetch_picture(
 ) -> bytes:
     """What ``url`` has. Raises ``UnsupportedPicture`` where it cannot be had, ``PictureTooLarge``."""
     return await _fetch(url, "picture", max_bytes, seconds, transport, UnsupportedPicture, PictureTooLarge)
+
+
+async def fetch_video(
+    url: str,
+    *,
+    max_bytes: int = Limits().max_video_bytes,
+    seconds: float = FETCH_SECONDS,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> bytes:
+    """What ``url`` has. Raises ``UnsupportedVideo`` where it cannot be had, ``VideoTooLarge``."""
+    return await _fetch(url, "video", max_bytes, seconds, transport, UnsupportedVideo, VideoTooLarge)
 
 
 async def fetch_sound(

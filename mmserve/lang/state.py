@@ -274,23 +274,26 @@ class ProgramGroup(Sequence[ProgramState]):
 
 
 def wire_content(parts: Sequence[Part]) -> str | list[dict[str, Any]]:
-    """A turn's content in OpenAI's form: text, or a list where there are pictures."""
+    """A turn's content in OpenAI's form: text, or a list where there are media."""
     if all(isinstance(part, Said) for part in parts):
         return "".join(part.text for part in parts if isinstance(part, Said))
-    return [{"type": "text", "text": part.text} if isinstance(part, Said) else _wire_media(part) for part in parts]
+    return [{"type": "text", "text": part.text} if isinstance(part, Said) else _shown_part(part) for part in parts]
 
 
-def _wire_media(shown: Shown) -> dict[str, Any]:
-    if shown.sound:
+def _shown_part(part: Shown) -> dict[str, Any]:
+    if part.kind == "audio":
         from mmserve.client.sounds import SoundFile
 
-        return SoundFile("sound", shown.data).part()
-    if shown.watched is None:
-        detail = shown.detail.said() if shown.detail else {}
-        return {"type": "image_url", "image_url": {"url": data_uri(shown.data), **detail}}
-    from mmserve.client.videos import VideoFile
+        return SoundFile("sound", part.data).part()
+    if part.kind == "video":
+        from mmserve.client.videos import VideoFile
 
-    return {"type": "video_url", "video_url": {"url": VideoFile("video", shown.data).data_uri, **shown.watched.said()}}
+        return {
+            "type": "video_url",
+            "video_url": {"url": VideoFile("video", part.data).data_uri, **part.watched.said()},
+        }
+    looking = part.detail.said() if part.detail else {}
+    return {"type": "image_url", "image_url": {"url": data_uri(part.data), **looking}}
 
 
 def data_uri(data: bytes) -> str:

@@ -14,7 +14,7 @@ import pytest
 import mmserve.errors as errors
 from mmserve import Answer, AsyncClient, Client
 from mmserve.client import PictureInfo, Timing
-from mmserve.client.calls import Listening, Looking, Options, Watching
+from mmserve.client.calls import Looking, Options, Watching
 from mmserve.types import SamplingParams, Usage
 from tests.client.harness import CHAT, VQA, Both, Handler, fields, form_parts
 
@@ -130,7 +130,7 @@ class TestAsk:
             "min_pixels": ["784"],
             "max_pixels": ["7840"],
         }
-        assert sent.keys() - {"question", "system", "model"} == Options.__annotations__.keys() - {"video", "audio"}
+        assert sent.keys() - {"question", "system", "model"} == Options.__annotations__.keys() - {"video"}
 
     def test_none_means_not_said(self, kind: str) -> None:
         seen: list[httpx.Request] = []
@@ -195,7 +195,6 @@ def test_options_are_the_engines_sampling_fields() -> None:
         - {"top_logprobs", "cache_salt"}
         - set(Looking.__annotations__)
         - set(Watching.__annotations__)
-        - set(Listening.__annotations__)
     )
     assert ours == set(SamplingParams.__dataclass_fields__) - {"stop_token_ids", "logit_bias"}
 

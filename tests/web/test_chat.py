@@ -368,7 +368,7 @@ async def test_field_that_asks_for_nothing_is_harmless(client: httpx.AsyncClient
         ([{"role": "user"}], "messages[0]"),
         ([{"role": "user", "content": []}], "messages[0]"),
         ([{"role": "user", "content": 5}], "messages[0].content"),
-        ([{"role": "user", "content": [{"type": "video_url"}]}], "messages[0].content[0].type"),
+        ([{"role": "user", "content": [{"type": "hologram_url"}]}], "messages[0].content[0].type"),
         ([{"role": "user", "content": [{"text": "x"}]}], "messages[0].content[0].type"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0]"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0]"),

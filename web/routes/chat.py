@@ -20,7 +20,6 @@ from mmserve.types import Request as EngineRequest
 from web.constraints import Verdict, Wanted, chat_choice, chat_extra, constraint_of, naming, verdict_on
 from web.errors import explain
 from web.generation import (
-    INLINE_BYTES,
     Stopwatch,
     Tally,
     collect,
@@ -55,9 +54,7 @@ def chat_router(service: Service) -> APIRouter:
             raise EngineUnavailable("the model is not ready; try again in a moment")
         body = await read_body(request, service.limits, service.upload_idle_seconds)
         watch = Stopwatch()
-        # The length of a video or sound may be known only when it is decoded, however few its bytes are.
-        size = len(body) if b"video_url" not in body and b"audio" not in body else INLINE_BYTES + len(body)
-        asked, job = await offload(size, lambda: _prepare(service, body))
+        asked, job = await offload(len(body), lambda: _prepare(service, body))
         for name in ignored.new(asked.unknown_fields()):
             logger.info("the field %r of a chat request has no meaning here and is ignored", name)
         identity = f"chatcmpl-{request_id(request)}"
@@ -154,8 +151,8 @@ class _Stream:
                     yield self._frame([end], chat_extra([verdict]))
         if self._with_usage:
             usage = usage_json(choice.tally.usage for choice in choices)
-            seen = {"images": images_json(self._job.prompt), **media_json(self._job.prompt)}
-            yield frame(self._chunk | {"choices": [], "usage": usage} | seen)
+            rest = {"usage": usage, "images": images_json(self._job.prompt), **media_json(self._job.prompt)}
+            yield frame(self._chunk | {"choices": []} | rest)
         yield DONE
 
     def _frame(self, choices: list[dict[str, Any]], extra: dict[str, Any] | None = None) -> bytes:

@@ -14,12 +14,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from mmserve.errors import EngineUnavailable, InvalidField, MediaError, RequestError, TooManyMedia, TooManyPictures
-from mmserve.types import MediaKind, TokenEvent
 from mmserve.types import Request as EngineRequest
+from mmserve.types import TokenEvent
 from web.constraints import constraint_of, naming, verdict_on, vqa_answer
 from web.errors import explain
 from web.generation import (
-    INLINE_BYTES,
     Stopwatch,
     Tally,
     collect,
@@ -30,15 +29,16 @@ from web.generation import (
     offload,
     usage_json,
 )
-from web.media import MEDIA, WireMedia, media_json
+from web.media import MEDIA, media_json
 from web.middleware import request_id
 from web.schemas import VQA_REPEATED, VqaFields, form_field, request_schema
 from web.service import Service
 from web.sse import DONE, frame, start_stream, until_disconnect
 from web.uploads import Form, FormRules, read_form
 
-_OTHERS: dict[str, WireMedia] = {kind: media for kind, media in MEDIA.items() if kind != "image"}
-_RULES = FormRules(file="image", fields=VqaFields.names(), repeated=VQA_REPEATED, others=_OTHERS)
+_RULES = FormRules(
+    file="image", fields=VqaFields.names(), repeated=VQA_REPEATED, others={"video": "video", "audio": "audio"}
+)
 
 
 def vqa_router(service: Service) -> APIRouter:
@@ -46,7 +46,7 @@ def vqa_router(service: Service) -> APIRouter:
 
     @router.post("/v1/vqa", openapi_extra=_description(), response_model=None)
     async def vqa(request: Request) -> Response:
-        """Answers a question about one or several pictures or videos."""
+        """Answers a question about one or several pictures, videos or sounds."""
         if not service.engine.ready:
             raise EngineUnavailable("the model is not ready; try again in a moment")
         form = await read_form(request, _RULES, service.shelf, service.upload_idle_seconds)
@@ -61,12 +61,10 @@ async def _answer(service: Service, request: Request, form: Form) -> Response:
     fields = _parse(form)
     model = service.find_model(fields.model).name
     sampling = fields.sampling(service.sampling)
-    messages = fields.messages(form.media)
+    messages = fields.messages(zip(form.kinds, form.files, strict=True))
     wanted = await offload(form.text_size, fields.wanted)
     constraint = constraint_of(wanted)
-    # The length of a video or sound may be known only when it is decoded, however few its bytes are.
-    size = form.size if all(kind == "image" for kind, _ in form.media) else INLINE_BYTES + form.size
-    prompt = await offload(size, lambda: service.prompts.build(messages, cache_salt=fields.cache_salt))
+    prompt = await offload(form.size, lambda: service.prompts.build(messages, cache_salt=fields.cache_salt))
     identity = f"vqa-{request_id(request)}"
     [asked] = make_requests(identity, prompt, sampling, fields.cache_salt, constraint=constraint)
     with naming(wanted):
@@ -93,10 +91,10 @@ async def _answer(service: Service, request: Request, form: Form) -> Response:
 
 
 def _parse(form: Form) -> VqaFields:
-    if not form.media:
-        others = " or ".join(_OTHERS)
+    if not form.files:
         raise InvalidField(
-            f"no picture came with the question; add a file part named image (or {others})", param="image"
+            "no picture came with the question; add a file part named image, video or audio",
+            param="image",
         )
     try:
         return VqaFields.from_form(form.fields)
@@ -106,25 +104,25 @@ def _parse(form: Form) -> VqaFields:
 
 @contextmanager
 def _fields_of_the_form(form: Form) -> Iterator[None]:
-    """An error that points at a place in the messages, or at what was sent, names the form's field instead."""
+    """An error that points at a place in the messages, or at a file, names the form's field instead."""
     try:
         yield
     except RequestError as error:
-        about_media = isinstance(error, MediaError | TooManyPictures | TooManyMedia)
-        if error.param is None and not about_media:
+        about_file = isinstance(error, MediaError | TooManyPictures | TooManyMedia)
+        if error.param is None and not about_file:
             raise
         if error.param is not None and not error.param.startswith("messages"):
             raise
         if (field := form_field(error)) is not None:
             raise type(error)(error.message, param=field) from error
-        raise type(error)(error.message, param=_part_of(error, form) if about_media else "question") from error
+        raise type(error)(error.message, param=_file_field(error, form) if about_file else "question") from error
 
 
-def _part_of(error: RequestError, form: Form) -> MediaKind:
-    """The kind of file that an error is about, by its place in the last message, which begins with all of them."""
-    place = re.search(r"content\[(\d+)\]$", error.param or "")
-    at = int(place[1]) if place else 0
-    return form.media[at][0] if at < len(form.media) else "image"
+def _file_field(error: RequestError, form: Form) -> str:
+    """The field of the file that an error is about: the user's message has the files first, in the form's order."""
+    place = re.search(r"content\[(\d+)\]", error.param or "")
+    index = int(place[1]) if place else 0
+    return MEDIA[form.kinds[index]].field if index < len(form.kinds) else "image"
 
 
 async def _frames(
@@ -165,13 +163,8 @@ def _ending(request: EngineRequest, event: TokenEvent, watch: Stopwatch) -> dict
 
 def _description() -> dict[str, Any]:
     schema = request_schema(VqaFields)
-    files = {
-        kind: {
-            "type": "array",
-            "items": {"type": "string", "format": "binary"},
-            "description": f"One part a {media.name}; of all kinds together at least one.",
-        }
-        for kind, media in MEDIA.items()
-    }
-    schema["properties"] = {**files, **schema["properties"]}
+    picture = {"type": "array", "items": {"type": "string", "format": "binary"}, "description": "One part a picture."}
+    video = {**picture, "description": "One part a video, for a model that takes them."}
+    sound = {**picture, "description": "One part a sound, for a model that hears."}
+    schema["properties"] = {"image": picture, "video": video, "audio": sound, **schema["properties"]}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
