@@ -20,6 +20,7 @@ from mmserve.types import Request as EngineRequest
 from web.constraints import Verdict, Wanted, chat_choice, chat_extra, constraint_of, naming, verdict_on
 from web.errors import explain
 from web.generation import (
+    INLINE_BYTES,
     Stopwatch,
     Tally,
     collect,
@@ -54,7 +55,9 @@ def chat_router(service: Service) -> APIRouter:
             raise EngineUnavailable("the model is not ready; try again in a moment")
         body = await read_body(request, service.limits, service.upload_idle_seconds)
         watch = Stopwatch()
-        asked, job = await offload(len(body), lambda: _prepare(service, body))
+        # The length of a video or sound may be known only when it is decoded, however few its bytes are.
+        size = len(body) if b"video_url" not in body and b"audio" not in body else INLINE_BYTES + len(body)
+        asked, job = await offload(size, lambda: _prepare(service, body))
         for name in ignored.new(asked.unknown_fields()):
             logger.info("the field %r of a chat request has no meaning here and is ignored", name)
         identity = f"chatcmpl-{request_id(request)}"

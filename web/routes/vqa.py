@@ -19,6 +19,7 @@ from mmserve.types import TokenEvent
 from web.constraints import constraint_of, naming, verdict_on, vqa_answer
 from web.errors import explain
 from web.generation import (
+    INLINE_BYTES,
     Stopwatch,
     Tally,
     collect,
@@ -64,7 +65,9 @@ async def _answer(service: Service, request: Request, form: Form) -> Response:
     messages = fields.messages(zip(form.kinds, form.files, strict=True))
     wanted = await offload(form.text_size, fields.wanted)
     constraint = constraint_of(wanted)
-    prompt = await offload(form.size, lambda: service.prompts.build(messages, cache_salt=fields.cache_salt))
+    # The length of a video or sound may be known only when it is decoded, however few its bytes are.
+    size = form.size if all(kind == "image" for kind in form.kinds) else INLINE_BYTES + form.size
+    prompt = await offload(size, lambda: service.prompts.build(messages, cache_salt=fields.cache_salt))
     identity = f"vqa-{request_id(request)}"
     [asked] = make_requests(identity, prompt, sampling, fields.cache_salt, constraint=constraint)
     with naming(wanted):
