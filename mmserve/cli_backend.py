@@ -80,6 +80,9 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-picture-bytes", type=int, default=limits.max_picture_bytes, help="default: %(default)s")
     group.add_argument("--max-kept-bytes", type=int, default=limits.max_kept_bytes, help="sent once (%(default)s)")
     group.add_argument("--max-picture-pixels", type=int, default=limits.max_picture_pixels, help="default: %(default)s")
+    group.add_argument("--max-sounds", type=int, default=limits.max_sounds, help="per request (%(default)s)")
+    group.add_argument("--max-sound-bytes", type=int, default=limits.max_sound_bytes, help="default: %(default)s")
+    group.add_argument("--max-sound-seconds", type=float, default=limits.max_sound_seconds, help="default: %(default)s")
 
 
 def add_address(parser: argparse._ActionsContainer) -> None:
@@ -173,6 +176,9 @@ def _limits(arguments: argparse.Namespace) -> Limits:
         max_picture_bytes=arguments.max_picture_bytes,
         max_picture_pixels=arguments.max_picture_pixels,
         max_pictures=arguments.max_pictures,
+        max_sounds=arguments.max_sounds,
+        max_sound_bytes=arguments.max_sound_bytes,
+        max_sound_seconds=arguments.max_sound_seconds,
         max_captions=arguments.max_captions,
         max_queue=arguments.max_queue,
         max_kept_bytes=arguments.max_kept_bytes,
