@@ -24,6 +24,7 @@ ALIASES: Mapping[str, str] = {
     "--chunked-prefill-size": "--step-tokens",
     "--max-total-tokens": "--kv-slots",
     "--mem-fraction-static": "--memory-fraction",
+    "--watchdog-timeout": "--watchdog-seconds",
 }
 
 NEEDLESS: Mapping[str, str] = {

@@ -91,7 +91,8 @@ class MediaItem(Protocol):
 
     ``content`` is its identity in every cache, together with whatever of it decides the positions of its rows; ``rows``
     the number of its embedding rows, and of placeholder tokens; ``work`` what its tower has to do for it, in vision
-    patches or what takes as long. ``data`` are the bytes of the file that it came in.
+    patches or what takes as long. ``data`` are the bytes of the file that it came in, and ``source`` a digest that
+    names them: items of one file share it, and ``with_data`` puts the bytes back where they were left out on the way.
     """
 
     @property
@@ -104,6 +105,9 @@ class MediaItem(Protocol):
     def work(self) -> int: ...
     @property
     def data(self) -> bytes: ...
+    @property
+    def source(self) -> bytes: ...
+    def with_data(self, data: bytes, /) -> MediaItem: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,6 +134,13 @@ class Picture:
     @property
     def work(self) -> int:
         return self.grid.t * self.grid.h * self.grid.w
+
+    @property
+    def source(self) -> bytes:
+        return self.content
+
+    def with_data(self, data: bytes, /) -> Picture:
+        return dataclasses.replace(self, data=data)
 
 
 @dataclass(frozen=True, slots=True)

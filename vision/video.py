@@ -11,7 +11,7 @@ import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -108,6 +108,13 @@ class VideoBlock:
     @property
     def data(self) -> bytes:
         return self.video.data
+
+    @property
+    def source(self) -> bytes:
+        return self.video.file
+
+    def with_data(self, data: bytes, /) -> VideoBlock:
+        return replace(self, video=replace(self.video, data=data))
 
 
 def sniff(data: bytes) -> str | None:

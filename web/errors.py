@@ -14,8 +14,12 @@ from starlette.responses import JSONResponse, Response
 
 from mmserve.errors import (
     AudioTooLarge,
+    BatchEnded,
+    BatchNotFound,
     BudgetTooSmall,
     EngineUnavailable,
+    FileNotKept,
+    FileTooLarge,
     InvalidField,
     KeyRefused,
     MMServeError,
@@ -28,6 +32,7 @@ from mmserve.errors import (
     RequestCancelled,
     RequestError,
     ResponseNotKept,
+    StorageFull,
     UnsupportedConstraint,
     VideoTooLarge,
     WireError,
@@ -40,6 +45,10 @@ _STATUS: Mapping[type[MMServeError], int] = {
     NotAllowed: 403,
     ModelNotFound: 404,
     ResponseNotKept: 404,
+    FileNotKept: 404,
+    BatchNotFound: 404,
+    BatchEnded: 409,
+    FileTooLarge: 413,
     PictureTooLarge: 413,
     VideoTooLarge: 413,
     AudioTooLarge: 413,
@@ -49,6 +58,7 @@ _STATUS: Mapping[type[MMServeError], int] = {
     QueueFull: 429,
     RequestCancelled: 499,
     EngineUnavailable: 503,
+    StorageFull: 507,
 }
 _RETRY_AFTER_SECONDS: Mapping[int, str] = {429: "1", 503: "5"}
 _HTTP_CODES: Mapping[int, str] = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
@@ -73,6 +83,8 @@ def error_response(error: MMServeError) -> Response:
     headers = {}
     if isinstance(error, RateLimited):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+        if error.hopeless:
+            headers["X-Should-Retry"] = "false"
     if isinstance(error, KeyRefused):
         headers["WWW-Authenticate"] = 'Bearer realm="mmserve"'
     return _response(status_of(error), error.to_wire(), headers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 from mmserve.config import Limits
@@ -43,6 +43,13 @@ class Sound:
     @property
     def work(self) -> int:
         return self.frames
+
+    @property
+    def source(self) -> bytes:
+        return self.content
+
+    def with_data(self, data: bytes, /) -> Sound:
+        return replace(self, data=data)
 
 
 class SoundReader:
