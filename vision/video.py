@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from mmserve.config import MIB, Limits
 from mmserve.errors import CorruptVideo, UnsupportedVideo, VideoTooLarge, VideoTooLong
 from mmserve.types import ContentHash, Grid, MediaKind, VideoPart
+from vision.pyav import require_pyav
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -168,6 +169,7 @@ def opened(data: bytes, format_: str, max_pixels: int) -> Iterator[tuple[InputCo
     Raises ``CorruptVideo`` for whatever goes wrong inside, and ``UnsupportedVideo`` where there is no video that can be
     decoded.
     """
+    require_pyav(UnsupportedVideo)
     import av
 
     options = {"max_pixels": str(max_pixels)}

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from mmserve.errors import CorruptAudio, MMServeError, UnsupportedAudio
 from mmserve.sounds.geometry import SoundGeometry
 from mmserve.sounds.header import AudioHeader
+from vision.pyav import require_pyav
 
 if TYPE_CHECKING:
     from av import AudioFrame
@@ -44,6 +45,7 @@ _SHORTFALL = 0.25
 
 def decoder_id() -> str:
     """Name of the rules and of the libraries that carry them out, for the fingerprint."""
+    require_pyav(UnsupportedAudio)
     import av
 
     libraries = (f"{name} {'.'.join(map(str, version))}" for name, version in sorted(av.library_versions.items()))
@@ -87,6 +89,7 @@ def _heard(data: bytes, header: AudioHeader, geometry: SoundGeometry) -> Iterato
 
 def _mono(data: bytes, header: AudioHeader) -> Iterator[Samples]:
     """All of the sound, if the caller reads so far; raises at the end where much less came than was announced."""
+    require_pyav(UnsupportedAudio)
     import av
 
     got = 0
