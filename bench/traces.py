@@ -14,16 +14,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from mmserve.types import (
-    ContentHash,
-    Grid,
-    ImageHeader,
-    MediaRange,
-    Picture,
-    Prompt,
-    Request,
-    SamplingParams,
-)
+from mmserve.sampling import SamplingParams
+from mmserve.types import ContentHash, Grid, ImageHeader, MediaRange, Picture, Prompt, Request
 
 VOCABULARY = 100_000
 PLACEHOLDER = VOCABULARY

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mmserve.errors import CheckpointError, ConfigError, InvalidField
-from mmserve.types import MediaKind, SamplingParams
+from mmserve.sampling import SamplingParams
+from mmserve.types import MediaKind
 from vision.identity import canonical_json, digest
 
 FAMILIES: Mapping[str, str] = {

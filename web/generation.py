@@ -13,7 +13,8 @@ from starlette.concurrency import run_in_threadpool
 from mmserve.engine.client import EngineClient
 from mmserve.errors import EngineUnavailable
 from mmserve.grammar.spec import Constraint
-from mmserve.types import ConstraintReport, Picture, Prompt, Request, SamplingParams, TokenEvent, TokenLogprob, Usage
+from mmserve.sampling import SamplingParams
+from mmserve.types import ConstraintReport, Picture, Prompt, Request, TokenEvent, TokenLogprob, Usage
 from web.visit import visit
 
 T = TypeVar("T")

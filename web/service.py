@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from mmserve.config import Limits
 from mmserve.engine.client import EngineClient
 from mmserve.errors import InvalidField, ModelNotFound
-from mmserve.types import Message, Prompt, SamplingParams
+from mmserve.sampling import SamplingParams
+from mmserve.types import Message, Prompt
 from web.operations.metrics import ServiceMetrics
 from web.pictures import PictureShelf
 from web.safety import Safety

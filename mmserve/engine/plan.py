@@ -6,7 +6,8 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 from mmserve.cache.tier import SlotCopy
-from mmserve.types import ContentHash, IntArray, MediaItem, SamplingParams
+from mmserve.sampling import SamplingParams
+from mmserve.types import ContentHash, IntArray, MediaItem
 
 
 @dataclass(frozen=True, slots=True)

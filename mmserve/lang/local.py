@@ -17,6 +17,7 @@ from mmserve.config import EngineConfig, Limits
 from mmserve.errors import EngineUnavailable, MMServeError
 from mmserve.lang.calls import Context, GenerateCall, Said, ScoreCall, Scores, Shown
 from mmserve.lang.loop import program_loop
+from mmserve.sampling import SamplingParams
 from mmserve.types import (
     AudioPart,
     ImagePart,
@@ -24,7 +25,6 @@ from mmserve.types import (
     Message,
     Prompt,
     Request,
-    SamplingParams,
     TextPart,
     TokenEvent,
     Usage,

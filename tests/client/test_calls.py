@@ -15,7 +15,8 @@ import mmserve.errors as errors
 from mmserve import Answer, AsyncClient, Client
 from mmserve.client import PictureInfo, Timing
 from mmserve.client.calls import Looking, Options, Watching
-from mmserve.types import SamplingParams, Usage
+from mmserve.sampling import SamplingParams
+from mmserve.types import Usage
 from tests.client.harness import CHAT, VQA, Both, Handler, fields, form_parts
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\x00\x01\xff\r\n--x"

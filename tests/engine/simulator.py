@@ -17,18 +17,8 @@ import numpy as np
 from mmserve.config import EngineConfig
 from mmserve.engine.plan import SchedulerOutput
 from mmserve.engine.scheduler import Scheduler
-from mmserve.types import (
-    ContentHash,
-    Grid,
-    ImageHeader,
-    IntArray,
-    MediaItem,
-    MediaRange,
-    Picture,
-    Prompt,
-    Request,
-    SamplingParams,
-)
+from mmserve.sampling import SamplingParams
+from mmserve.types import ContentHash, Grid, ImageHeader, IntArray, MediaItem, MediaRange, Picture, Prompt, Request
 
 VOCABULARY = 5
 PAD = 1000

@@ -19,7 +19,8 @@ from mmserve.engine.build import build_engine
 from mmserve.errors import PictureError
 from mmserve.prompt import PromptBuilder
 from mmserve.registry import load_registry
-from mmserve.types import ImagePart, Message, Prompt, Request, SamplingParams, TextPart
+from mmserve.sampling import SamplingParams
+from mmserve.types import ImagePart, Message, Prompt, Request, TextPart
 from tests.proofs.serving import serve
 from tests.reference import Expected, Processor, Reference, Tally
 

@@ -16,9 +16,10 @@ from mmserve.engine.build import build_engine
 from mmserve.errors import CheckpointError, CorruptAudio, TooManyMedia, UnsupportedAudio, UnsupportedMedia
 from mmserve.models.families import build_model
 from mmserve.prompt import PromptBuilder
+from mmserve.sampling import SamplingParams
 from mmserve.sounds import decode as decoding
 from mmserve.sounds.encoder import SoundEncoder
-from mmserve.types import AudioPart, ImagePart, Message, Prompt, Request, SamplingParams, TextPart
+from mmserve.types import AudioPart, ImagePart, Message, Prompt, Request, TextPart
 from tests.checkpoints import tiny_qwen2_audio, tiny_qwen2_vl, tiny_text
 from tests.models.equality import ROOMY, resolve, served
 from tests.models.hearing import Heard, HearingReference, heard_cases

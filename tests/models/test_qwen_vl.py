@@ -24,7 +24,8 @@ from mmserve.models.layers import DecoderStack
 from mmserve.models.loader import destinations
 from mmserve.models.qwen3_vl import qwen3_vl_config
 from mmserve.prompt import PromptBuilder, layout_for
-from mmserve.types import Request, SamplingParams
+from mmserve.sampling import SamplingParams
+from mmserve.types import Request
 from tests.checkpoints import QWEN_VLS, tiny_qwen_vl
 from tests.models.equality import CHUNKED, ROOMY, SIZES, Case, cases, check_equality, resolve
 from tests.models.test_families import PICTURES, assert_same, parameters

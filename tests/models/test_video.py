@@ -23,7 +23,8 @@ from mmserve.engine.engine import Engine
 from mmserve.lang.state import ProgramState
 from mmserve.prompt import PromptBuilder
 from mmserve.prompt.layouts import layout_for
-from mmserve.types import ImagePart, Message, Part, Prompt, Request, SamplingParams, TextPart, VideoPart
+from mmserve.sampling import SamplingParams
+from mmserve.types import ImagePart, Message, Part, Prompt, Request, TextPart, VideoPart
 from tests.checkpoints.qwen2_vl import tiny_qwen2_vl
 from tests.checkpoints.qwen_vl import tiny_qwen_vl
 from tests.models.equality import QUESTIONS, ROOMY, png, resolve, served

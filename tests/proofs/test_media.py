@@ -13,7 +13,8 @@ import pytest
 from mmserve.config import Limits
 from mmserve.engine.build import build_engine
 from mmserve.prompt import PromptBuilder
-from mmserve.types import AudioPart, MediaKind, MediaPart, Message, Request, SamplingParams, TextPart, VideoPart
+from mmserve.sampling import SamplingParams
+from mmserve.types import AudioPart, MediaKind, MediaPart, Message, Request, TextPart, VideoPart
 from tests.checkpoints import tiny_qwen2_audio, tiny_qwen2_vl
 from tests.checkpoints.qwen_vl import tiny_qwen_vl
 from tests.models.equality import ROOMY, resolve

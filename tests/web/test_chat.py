@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from mmserve.errors import MMServeError, QueueFull
-from mmserve.types import ImagePart, Message, Request, SamplingParams, TextPart, TokenEvent
+from mmserve.sampling import SamplingParams
+from mmserve.types import ImagePart, Message, Request, TextPart, TokenEvent
 from tests.web.fakes import ROWS, FakeEngine, FakePrompts, Step, png, say, sse, usage_of
 from tests.web.test_vqa import error_of
 from web.schemas import ChatRequest

@@ -9,9 +9,11 @@ import httpx
 import pytest
 
 from mmserve.errors import CorruptPicture, MMServeError, QueueFull
-from mmserve.types import ImagePart, Message, SamplingParams, TextPart, TokenEvent
+from mmserve.sampling import SamplingParams
+from mmserve.types import ImagePart, Message, TextPart, TokenEvent
 from tests.web.fakes import ROWS, FakeEngine, FakePrompts, png, say, sse, usage_of
-from web.schemas import DetailFields, FrameFields, VqaFields
+from web.parts import DetailFields, FrameFields
+from web.schemas import VqaFields
 
 pytestmark = pytest.mark.anyio
 

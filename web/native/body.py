@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mmserve.errors import InvalidField
-from mmserve.types import SamplingParams
+from mmserve.sampling import SamplingParams
 from web.errors import explain
 from web.schemas import Texts
 

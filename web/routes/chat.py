@@ -15,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from mmserve.errors import EngineUnavailable
-from mmserve.types import Prompt, SamplingParams, TokenEvent
+from mmserve.sampling import SamplingParams
+from mmserve.types import Prompt, TokenEvent
 from mmserve.types import Request as EngineRequest
 from web.constraints import Verdict, Wanted, chat_choice, chat_extra, constraint_of, naming, verdict_on
 from web.errors import explain

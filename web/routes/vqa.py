@@ -32,7 +32,8 @@ from web.generation import (
 )
 from web.media import MEDIA, media_json
 from web.middleware import request_id
-from web.schemas import VQA_REPEATED, VqaFields, form_field, request_schema
+from web.parts import form_field
+from web.schemas import VQA_REPEATED, VqaFields, request_schema
 from web.service import Service
 from web.sse import DONE, frame, start_stream, until_disconnect
 from web.uploads import Form, FormRules, read_form

@@ -17,6 +17,7 @@ import numpy as np
 from mmserve.engine.process.recipe import Recipe
 from mmserve.errors import CheckpointError, UnsupportedConstraint
 from mmserve.grammar.spec import Constraint, Regex
+from mmserve.sampling import SamplingParams
 from mmserve.types import (
     ContentHash,
     Grid,
@@ -26,7 +27,6 @@ from mmserve.types import (
     Picture,
     Prompt,
     Request,
-    SamplingParams,
     TokenEvent,
     Usage,
 )

@@ -15,7 +15,8 @@ from mmserve.engine.build import build_engine
 from mmserve.engine.process.client import ProcessEngineClient
 from mmserve.engine.process.recipe import BuildEngine, Recipe
 from mmserve.prompt import PromptBuilder
-from mmserve.types import AudioPart, MediaPart, Message, Prompt, Request, SamplingParams, TextPart, VideoPart
+from mmserve.sampling import SamplingParams
+from mmserve.types import AudioPart, MediaPart, Message, Prompt, Request, TextPart, VideoPart
 from tests.checkpoints import tiny_qwen2_audio, tiny_qwen2_vl
 from tests.models.equality import resolve
 from tests.proofs.serving import serve
