@@ -141,6 +141,7 @@ async def local_service(arguments: argparse.Namespace, load: Load = load_here) -
                 checkpoint.description,
                 card.read_text(encoding="utf-8") if card.is_file() else "",
                 family=checkpoint.family,
+                media=parts.prompts.layout.kinds,
             ),
             prompts=parts.prompts,
             engine=ObservedEngine(parts.engine, metrics, tracing),
