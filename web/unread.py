@@ -17,7 +17,7 @@ class Unread:
     and for at most ``seconds``.
     """
 
-    def __init__(self, app: ASGIApp, *, most_bytes: int = 16 << 20, seconds: float = 2.0) -> None:
+    def __init__(self, app: ASGIApp, *, most_bytes: int = 16 << 20, seconds: float = 5.0) -> None:
         self._app, self._most_bytes, self._seconds = app, most_bytes, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
