@@ -8,12 +8,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mmserve.config import EngineConfig, Limits
 from mmserve.engine.build import build_engine
 from mmserve.engine.process.client import ProcessEngineClient
 from mmserve.engine.process.recipe import BuildEngine, Recipe
+from mmserve.errors import CorruptAudio
 from mmserve.prompt import PromptBuilder
 from mmserve.sampling import SamplingParams
 from mmserve.types import AudioPart, MediaPart, Message, Prompt, Request, TextPart, VideoPart
@@ -83,3 +85,8 @@ async def test_a_sound_is_asked_about_twice(tmp_path: Path) -> None:
             assert await took(client, first, first) == (1, 1)
             assert await took(client, second) == (0, 0)
             assert reader.decoded == passes
+        with pytest.raises(CorruptAudio, match="no numbers"):  # which only the engine finds out
+            await answer(
+                client, "a", about(builder, AudioPart(encoded(noise(9_000) * np.nan, 16_000, "wav-float")), "?")
+            )
+        assert await took(client, first) == (0, 0)
