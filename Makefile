@@ -32,11 +32,13 @@ unit: $(VENV)/.ready-dev chromium
 
 # Each proof's output replaces the one in docs/proofs; docs/proofs.md says what they show.
 proof: SHELL := bash -o pipefail
+proof: MEDIA := tests/proofs/test_media.py tests/vision tests/sounds tests/models/test_video.py tests/models/test_qwen2_audio.py
 proof: $(VENV)/.ready-dev
 	$(BIN)/python -m bench.easy_vqa | tee docs/proofs/easy-vqa.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_identity.py | tee docs/proofs/identity.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_mixes.py | tee docs/proofs/mixes.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/models | tee docs/proofs/families.txt
+	$(BIN)/pytest -m proof -q -s --no-header $(MEDIA) | tee docs/proofs/media.txt
 	$(BIN)/pytest -m proof -q --no-header tests/proofs/test_adversarial.py | tee docs/proofs/adversarial.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_constrained.py | tee docs/proofs/constrained.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/grammar | tee docs/proofs/grammar.txt

@@ -40,7 +40,8 @@ from mmserve.engine.local import LocalEngineClient
 from mmserve.errors import MMServeError
 from mmserve.prompt import PromptBuilder
 from mmserve.registry import load_registry
-from mmserve.types import ImagePart, Message, Request, SamplingParams, TextPart
+from mmserve.sampling import SamplingParams
+from mmserve.types import ImagePart, Message, Request, TextPart
 from web.service import ServedModel, Service
 
 MODEL = "pocket-vl"

@@ -32,7 +32,8 @@ from mmserve.errors import ConstraintError
 from mmserve.grammar.spec import Constraint, JsonSchema
 from mmserve.prompt import PromptBuilder
 from mmserve.registry import load_registry
-from mmserve.types import ImagePart, Message, Prompt, Request, SamplingParams, TextPart
+from mmserve.sampling import SamplingParams
+from mmserve.types import ImagePart, Message, Prompt, Request, TextPart
 
 
 def _object(**properties: dict[str, Any]) -> dict[str, Any]:

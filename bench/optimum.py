@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.traces import Query
-from mmserve.cache.key import build_key, picture_spans
+from mmserve.cache.key import build_key, media_spans
 from mmserve.types import IntArray
 
 NEVER = np.iinfo(np.int64).max
@@ -56,7 +56,7 @@ def trace_paths(queries: Sequence[Query]) -> dict[str, Path]:
         prompt = one.request.prompt
         numbers = [contents.setdefault(picture.content, len(contents)) for picture in prompt.pictures]
         key = [*build_key(prompt, numbers).tolist(), *one.answer[:-1]]
-        reach = picture_spans(prompt.ranges, numbers).clamp(len(prompt) - 1)
+        reach = media_spans(prompt.ranges, numbers).clamp(len(prompt) - 1)
         nodes, at = [], -1
         for symbol in key:
             at = children.setdefault((at, symbol), len(children))

@@ -72,8 +72,8 @@ def logits_of(model: Model, checkpoint: Checkpoint, case: Case) -> Tensor:
         slots=slots,
         attention=plan_attention([slots], [count], "cpu", weight.dtype),
         logits_index=torch.arange(case.start, count - 1),
-        picture_rows=rows,
-        picture_index=index,
+        media_rows=rows,
+        media_index=index,
     )
     return decoder.forward(batch, *caches)
 

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mmserve.cache.key import Interner, Spans, build_key, picture_spans
+from mmserve.cache.key import Interner, Spans, build_key, media_spans
 from mmserve.cache.pages import SlotPool
 from mmserve.cache.radix import RadixCache
-from mmserve.types import ContentHash, Grid, ImageHeader, IntArray, Picture, PictureRange, Prompt
+from mmserve.types import ContentHash, Grid, ImageHeader, IntArray, MediaRange, Picture, Prompt
 
 PROMPT = 8192
 PICTURE_ROWS = 1024
@@ -108,10 +108,10 @@ class Forest:
             content = ContentHash(self._pictures.to_bytes(32, "big"))
             grid = Grid(1, 64, 64)
             pictures.append(Picture(b"", ImageHeader("PNG", 896, 896), content, grid, PICTURE_ROWS))
-            ranges.append(PictureRange(start, start + PICTURE_ROWS, i))
+            ranges.append(MediaRange(start, start + PICTURE_ROWS, i))
         prompt = Prompt(self._tokens(PROMPT), tuple(pictures), tuple(ranges))
         numbers = [self._interner.intern(picture.content) for picture in pictures]
-        key, spans = build_key(prompt, numbers), picture_spans(prompt.ranges, numbers)
+        key, spans = build_key(prompt, numbers), media_spans(prompt.ranges, numbers)
         for stop in self._turns(spans):
             self.insert(key[:stop], spans)
         return Conversation(key, spans)

@@ -23,7 +23,8 @@ from mmserve.engine.build import build_engine
 from mmserve.engine.engine import Engine
 from mmserve.prompt import PromptBuilder
 from mmserve.registry import load_registry
-from mmserve.types import ImagePart, Message, Prompt, Request, SamplingParams, TextPart
+from mmserve.sampling import SamplingParams
+from mmserve.types import ImagePart, Message, Prompt, Request, TextPart
 
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 

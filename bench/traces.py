@@ -14,16 +14,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from mmserve.types import (
-    ContentHash,
-    Grid,
-    ImageHeader,
-    Picture,
-    PictureRange,
-    Prompt,
-    Request,
-    SamplingParams,
-)
+from mmserve.sampling import SamplingParams
+from mmserve.types import ContentHash, Grid, ImageHeader, MediaRange, Picture, Prompt, Request
 
 VOCABULARY = 100_000
 PLACEHOLDER = VOCABULARY
@@ -61,14 +53,14 @@ class Writer:
 def query(name: str, parts: tuple[Part, ...], answer: tuple[int, ...], after: str | None = None) -> Query:
     """A query whose prompt is ``parts`` one behind the other; a picture that comes twice stands there twice."""
     pictures = tuple(part for part in parts if not isinstance(part, tuple))
-    ranges: list[PictureRange] = []
+    ranges: list[MediaRange] = []
     pieces: list[tuple[int, ...]] = []
     at = 0
     for part in parts:
         if isinstance(part, tuple):
             pieces.append(part)
         else:
-            ranges.append(PictureRange(at, at + part.rows, len(ranges)))
+            ranges.append(MediaRange(at, at + part.rows, len(ranges)))
             pieces.append((PLACEHOLDER,) * part.rows)
         at += len(pieces[-1])
     prompt = Prompt(np.fromiter(chain.from_iterable(pieces), dtype=np.int64, count=at), pictures, tuple(ranges))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mmserve.lang.api import assistant as assistant
     from mmserve.lang.api import assistant_begin as assistant_begin
     from mmserve.lang.api import assistant_end as assistant_end
+    from mmserve.lang.api import audio as audio
     from mmserve.lang.api import gen as gen
     from mmserve.lang.api import gen_int as gen_int
     from mmserve.lang.api import gen_string as gen_string
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mmserve.lang.api import user as user
     from mmserve.lang.api import user_begin as user_begin
     from mmserve.lang.api import user_end as user_end
+    from mmserve.lang.api import video as video
     from mmserve.lang.calls import Backend as Backend
     from mmserve.lang.default import set_default_backend as set_default_backend
     from mmserve.lang.endpoint import RuntimeEndpoint as RuntimeEndpoint
@@ -46,6 +48,7 @@ _NAMES = {
         "assistant",
         "assistant_begin",
         "assistant_end",
+        "audio",
         "gen",
         "gen_int",
         "gen_string",
@@ -57,6 +60,7 @@ _NAMES = {
         "user",
         "user_begin",
         "user_end",
+        "video",
     ),
     "mmserve.lang.calls": ("Backend",),
     "mmserve.lang.default": ("set_default_backend",),
@@ -87,6 +91,7 @@ __all__ = [  # noqa: RUF022 (the version stands last)
     "assistant",
     "assistant_begin",
     "assistant_end",
+    "audio",
     "function",
     "gen",
     "gen_int",
@@ -100,6 +105,7 @@ __all__ = [  # noqa: RUF022 (the version stands last)
     "user",
     "user_begin",
     "user_end",
+    "video",
     "__version__",
 ]
 __version__ = "0.1.0"

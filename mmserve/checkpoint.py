@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mmserve.errors import CheckpointError, ConfigError, InvalidField
-from mmserve.types import SamplingParams
+from mmserve.sampling import SamplingParams
+from mmserve.types import MediaKind
 from vision.identity import canonical_json, digest
 
 FAMILIES: Mapping[str, str] = {
@@ -20,6 +21,7 @@ FAMILIES: Mapping[str, str] = {
     "LlavaNextForConditionalGeneration": "llava_next",
     "LlavaOnevisionForConditionalGeneration": "llava_onevision",
     "CogVLMForCausalLM": "cogvlm",
+    "Qwen2AudioForConditionalGeneration": "qwen2_audio",
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
     "Qwen2ForCausalLM": "qwen2",
@@ -30,7 +32,10 @@ FAMILIES: Mapping[str, str] = {
 TEXT_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """The families that read no pictures."""
 
-WITHOUT_IMAGE_TOKEN = TEXT_FAMILIES | {"cogvlm"}
+HEARING_FAMILIES = frozenset({"qwen2_audio"})
+"""The families that hear and see nothing: they have an ``audio_config`` and a feature extractor."""
+
+WITHOUT_IMAGE_TOKEN = TEXT_FAMILIES | HEARING_FAMILIES | {"cogvlm"}
 """The families whose ``config.json`` names no token for pictures."""
 
 WITHOUT_PROCESSOR = TEXT_FAMILIES | {"cogvlm"}
@@ -100,10 +105,11 @@ _SAMPLE_BYTES = 256
 class Checkpoint:
     """A model on disk. The mappings are the files' content as read; nothing in here changes.
 
-    ``config`` is ``config.json``, ``processor`` the image processor's settings, ``generation``
+    ``config`` is ``config.json``, ``processor`` the image processor's or feature extractor's settings,
+    ``video_processor`` those for videos (the former where there are none of their own), ``generation``
     ``generation_config.json`` (empty where there is none), ``template`` the chat template's source (empty where the
     family's layout has it). ``dtype`` is a torch dtype's name, ``max_model_len`` is in tokens; ``image_token_id`` is
-    ``None`` where no token of the vocabulary stands for pictures. ``sampling`` is what the model's makers recommend.
+    ``None`` where no token of the vocabulary is for pictures. ``sampling`` is what the model's makers recommend.
 
     ``fingerprint`` (32 bytes) identifies the weights and configuration. It covers each safetensors file's name,
     size and header (names, types, shapes and offsets of the tensors), the first and last 256 bytes of every tensor,
@@ -112,7 +118,8 @@ class Checkpoint:
 
     ``json_style`` says how it writes JSON under a constraint: ``"compact"``, or ``"spaced"`` behind commas and colons.
     ``tokenizer`` is the folder of the tokenizer, where it is not beside the weights.
-    ``quantization`` is one of ``QUANTIZATIONS``, or ``None`` where weights stay of ``dtype``.
+    ``quantization`` is one of ``QUANTIZATIONS``, or ``None`` where weights stay of ``dtype``. ``media`` are the only
+    kinds of media to take, ``None`` for all that the family does.
     """
 
     name: str
@@ -133,6 +140,8 @@ class Checkpoint:
     json_style: str = "compact"
     quantization: str | None = None
     tokenizer: Path | None = None
+    video_processor: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    media: tuple[MediaKind, ...] | None = None
 
     @property
     def tokenizer_path(self) -> Path:
@@ -144,6 +153,16 @@ class Checkpoint:
         """That part of ``config.json``; empty where the model reads text only."""
         vision: Mapping[str, Any] = self.config.get("vision_config") or {}
         return vision
+
+    @property
+    def audio_config(self) -> Mapping[str, Any]:
+        """That part of ``config.json``; empty where the model does not hear."""
+        audio: Mapping[str, Any] = self.config.get("audio_config") or {}
+        return audio
+
+    def require_audio_token(self) -> int:
+        """The token that stands for sounds. Raises ``CheckpointError`` where there is none."""
+        return _positive(self.config, _token_name(self.config, "audio"))
 
     def require_image_token(self) -> int:
         """The token that stands for pictures. Raises ``CheckpointError`` where there is none."""
@@ -164,6 +183,7 @@ def read_checkpoint(
     json_style: str = "compact",
     tokenizer: Path | None = None,
     quantization: str | None = None,
+    media: tuple[MediaKind, ...] | None = None,
 ) -> Checkpoint:
     """Read a checkpoint folder; ``dtype``, ``template`` (source) and ``max_model_len`` override what it says.
 
@@ -172,10 +192,11 @@ def read_checkpoint(
     """
     config = read_json(path / "config.json")
     family = _family(config)
-    processor = {} if family in WITHOUT_PROCESSOR else _processor(path)
+    processor = {} if family in WITHOUT_PROCESSOR else _processor(path, family)
     generation = read_json(path / "generation_config.json", missing_ok=True)
-    if family not in TEXT_FAMILIES and not isinstance(config.get("vision_config"), dict):
-        raise CheckpointError(f"{path / 'config.json'} has no vision_config: this is not a whole {family} checkpoint")
+    part = "audio_config" if family in HEARING_FAMILIES else "vision_config"
+    if family not in TEXT_FAMILIES and not isinstance(config.get(part), dict):
+        raise CheckpointError(f"{path / 'config.json'} has no {part}: this is not a whole {family} checkpoint")
     text = text_config(config)
     own_length = _positive(text, "max_position_embeddings")
     if max_model_len is not None and max_model_len > own_length:
@@ -199,6 +220,8 @@ def read_checkpoint(
         json_style=json_style,
         tokenizer=tokenizer,
         quantization=quantization,
+        video_processor=processor and _video_processor(path, processor),
+        media=media,
     )
 
 
@@ -296,10 +319,20 @@ def _is_pixtral(config: Mapping[str, Any]) -> bool:
     return bool((config.get("vision_config") or {}).get("model_type") == "pixtral")
 
 
-def _processor(path: Path) -> dict[str, Any]:
-    """Image processor settings: ``processor_config.json``'s, where newer files keep them, else the classic file's."""
-    nested = read_json(path / "processor_config.json", missing_ok=True).get("image_processor")
+def _processor(path: Path, family: str) -> dict[str, Any]:
+    """Settings of the image processor or feature extractor: ``processor_config.json``'s, where newer files keep them,
+    else the classic file's."""
+    part = "feature_extractor" if family in HEARING_FAMILIES else "image_processor"
+    nested = read_json(path / "processor_config.json", missing_ok=True).get(part)
     return nested if isinstance(nested, dict) else read_json(path / "preprocessor_config.json")
+
+
+def _video_processor(path: Path, processor: dict[str, Any]) -> dict[str, Any]:
+    """Video processor settings, from where transformers takes them; ``processor`` where there are no others."""
+    nested = read_json(path / "processor_config.json", missing_ok=True).get("video_processor")
+    if isinstance(nested, dict):
+        return nested
+    return read_json(path / "video_preprocessor_config.json", missing_ok=True) or processor
 
 
 def _template(path: Path) -> str:
@@ -327,8 +360,13 @@ def _eos_token_ids(path: Path, generation: Mapping[str, Any], text: Mapping[str,
 
 def _image_token_id(config: Mapping[str, Any], family: str) -> int | None:
     """Under the name that was used before transformers 4.50 too; ``None`` where a processor of its own knows."""
-    name = "image_token_index" if "image_token_id" not in config and "image_token_index" in config else "image_token_id"
+    name = _token_name(config, "image")
     return None if family == GENERAL and name not in config else _positive(config, name)
+
+
+def _token_name(config: Mapping[str, Any], kind: str) -> str:
+    older, newer = f"{kind}_token_index", f"{kind}_token_id"
+    return older if newer not in config and older in config else newer
 
 
 def _text_dtype(text: Mapping[str, Any]) -> str:

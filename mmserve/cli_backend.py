@@ -79,6 +79,14 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-picture-bytes", type=int, default=limits.max_picture_bytes, help="default: %(default)s")
     group.add_argument("--max-kept-bytes", type=int, default=limits.max_kept_bytes, help="sent once (%(default)s)")
     group.add_argument("--max-picture-pixels", type=int, default=limits.max_picture_pixels, help="default: %(default)s")
+    group.add_argument("--max-videos", type=int, default=limits.max_videos, help="per request (%(default)s)")
+    group.add_argument("--max-video-bytes", type=int, default=limits.max_video_bytes, help="default: %(default)s")
+    group.add_argument("--max-video-pixels", type=int, default=limits.max_video_pixels, help="a frame (%(default)s)")
+    group.add_argument("--max-video-seconds", type=float, default=limits.max_video_seconds, help="default: %(default)s")
+    group.add_argument("--max-video-frames", type=int, default=limits.max_video_frames, help="seen (%(default)s)")
+    group.add_argument("--max-sounds", type=int, default=limits.max_sounds, help="per request (%(default)s)")
+    group.add_argument("--max-sound-bytes", type=int, default=limits.max_sound_bytes, help="default: %(default)s")
+    group.add_argument("--max-sound-seconds", type=float, default=limits.max_sound_seconds, help="default: %(default)s")
 
 
 def add_address(parser: argparse._ActionsContainer) -> None:
@@ -133,6 +141,7 @@ async def local_service(arguments: argparse.Namespace, load: Load = load_here) -
                 checkpoint.description,
                 card.read_text(encoding="utf-8") if card.is_file() else "",
                 family=checkpoint.family,
+                media=parts.prompts.layout.kinds,
             ),
             prompts=parts.prompts,
             engine=ObservedEngine(parts.engine, metrics, tracing),
@@ -168,6 +177,14 @@ def _limits(arguments: argparse.Namespace) -> Limits:
         max_picture_bytes=arguments.max_picture_bytes,
         max_picture_pixels=arguments.max_picture_pixels,
         max_pictures=arguments.max_pictures,
+        max_videos=arguments.max_videos,
+        max_video_bytes=arguments.max_video_bytes,
+        max_video_pixels=arguments.max_video_pixels,
+        max_video_seconds=arguments.max_video_seconds,
+        max_video_frames=arguments.max_video_frames,
+        max_sounds=arguments.max_sounds,
+        max_sound_bytes=arguments.max_sound_bytes,
+        max_sound_seconds=arguments.max_sound_seconds,
         max_captions=arguments.max_captions,
         max_queue=arguments.max_queue,
         max_kept_bytes=arguments.max_kept_bytes,

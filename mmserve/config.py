@@ -11,8 +11,10 @@ MIB = 1024 * 1024
 class Limits:
     """What a single request may bring, and how long it may take. Sizes in bytes, lengths in tokens.
 
-    ``max_captions`` is for requests whose pictures are captioned one by one. Pictures that callers send once and name
-    afterwards have ``max_kept_bytes`` together, and each is kept for ``kept_seconds`` after its last use.
+    ``max_video_pixels`` are of one frame, ``max_video_seconds`` of the whole file and ``max_video_frames`` of what the
+    model sees of it. ``max_captions`` is for requests whose pictures are captioned one by one. Pictures that callers
+    send once and name afterwards have ``max_kept_bytes`` together, and each is kept for ``kept_seconds`` after its last
+    use.
     ``max_parts`` and ``max_field_bytes`` are for forms. A request's headers may take ``header_seconds`` to arrive, and
     then its body ``upload_seconds``.
     """
@@ -20,6 +22,14 @@ class Limits:
     max_picture_bytes: int = 20 * MIB
     max_picture_pixels: int = 64_000_000
     max_pictures: int = 16
+    max_videos: int = 4
+    max_video_bytes: int = 64 * MIB
+    max_video_pixels: int = 4096 * 2304
+    max_video_seconds: float = 600.0
+    max_video_frames: int = 256
+    max_sounds: int = 8
+    max_sound_bytes: int = 25 * MIB
+    max_sound_seconds: float = 600.0
     max_captions: int = 256
     max_body_bytes: int = 64 * MIB
     max_queue: int = 4096

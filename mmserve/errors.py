@@ -18,13 +18,28 @@
     │   │   ├── InvalidConstraint    is not a well-formed schema, pattern or grammar, or too large
     │   │   ├── UnsupportedConstraint  cannot be enforced; names the keyword and its place
     │   │   └── BudgetTooSmall       cannot be said in max_tokens; names the least that can
-    │   ├── PictureError             a picture cannot be used
-    │   │   ├── UnsupportedPicture   not a picture, or a format that is not accepted
-    │   │   ├── CorruptPicture       a picture whose data is damaged
-    │   │   ├── PictureTooLarge      more bytes or pixels than the limit
-    │   │   ├── PictureNotKept       sent before, and not kept any more; send it again
-    │   │   └── PictureNotFetched    a remote address that may not be asked, or gave no picture
+    │   ├── MediaError               a picture, video or sound cannot be used
+    │   │   ├── UnsupportedMedia     of a kind that the model does not take; names those that it takes
+    │   │   ├── PictureError
+    │   │   │   ├── UnsupportedPicture  not a picture, or a format that is not accepted
+    │   │   │   ├── CorruptPicture      a picture whose data is damaged
+    │   │   │   ├── PictureTooLarge     more bytes or pixels than the limit
+    │   │   │   ├── PictureNotKept      sent before, and not kept any more; send it again
+    │   │   │   └── PictureNotFetched   a remote address that may not be asked, or gave no picture
+    │   │   ├── VideoError
+    │   │   │   ├── UnsupportedVideo    not a video, or a format that is not accepted
+    │   │   │   ├── CorruptVideo        a video whose data is damaged
+    │   │   │   ├── VideoTooLarge       more bytes or pixels than the limit
+    │   │   │   ├── VideoTooLong        more seconds or frames than the limit
+    │   │   │   └── VideoNotFetched     a remote address that may not be asked, or gave no video
+    │   │   └── AudioError
+    │   │       ├── UnsupportedAudio    not a sound, a format that is not accepted, or too short to be heard
+    │   │       ├── CorruptAudio        a sound whose data is damaged or cut off
+    │   │       ├── AudioTooLarge       more bytes than the limit
+    │   │       ├── AudioTooLong        more seconds than the limit
+    │   │       └── AudioNotFetched     a remote address that may not be asked, or gave no sound
     │   ├── TooManyPictures          more pictures than one request may carry
+    │   ├── TooManyMedia             more videos or sounds than one request may carry
     │   ├── KeyRefused               no API key came, or one that is not known
     │   └── NotAllowed               the key is known, and may not do this
     ├── RequestCancelled             the caller went away or asked for the request to end
@@ -130,7 +145,15 @@ class BudgetTooSmall(ConstraintError):
     code = "budget_too_small"
 
 
-class PictureError(RequestError):
+class MediaError(RequestError):
+    code = "invalid_media"
+
+
+class UnsupportedMedia(MediaError):
+    code = "unsupported_media"
+
+
+class PictureError(MediaError):
     code = "invalid_image"
 
 
@@ -154,8 +177,60 @@ class PictureNotFetched(PictureError):
     code = "image_not_fetched"
 
 
+class VideoError(MediaError):
+    code = "invalid_video"
+
+
+class UnsupportedVideo(VideoError):
+    code = "unsupported_video"
+
+
+class CorruptVideo(VideoError):
+    code = "corrupt_video"
+
+
+class VideoTooLarge(VideoError):
+    code = "video_too_large"
+
+
+class VideoNotFetched(VideoError):
+    code = "video_not_fetched"
+
+
+class VideoTooLong(VideoError):
+    code = "video_too_long"
+
+
+class AudioError(MediaError):
+    code = "invalid_audio"
+
+
+class UnsupportedAudio(AudioError):
+    code = "unsupported_audio"
+
+
+class CorruptAudio(AudioError):
+    code = "corrupt_audio"
+
+
+class AudioTooLarge(AudioError):
+    code = "audio_too_large"
+
+
+class AudioTooLong(AudioError):
+    code = "audio_too_long"
+
+
+class AudioNotFetched(AudioError):
+    code = "audio_not_fetched"
+
+
 class TooManyPictures(RequestError):
     code = "too_many_images"
+
+
+class TooManyMedia(RequestError):
+    code = "too_many_media"
 
 
 class KeyRefused(RequestError):

@@ -20,6 +20,7 @@ import yaml
 from mmserve.checkpoint import QUANTIZATIONS, Checkpoint, read_checkpoint, text_config
 from mmserve.errors import CheckpointError, ConfigError, ModelNotFound
 from mmserve.hub import fetch, fetch_tokenizer, find
+from mmserve.types import MEDIA_KINDS, MediaKind
 
 __all__ = ["Checkpoint", "ModelEntry", "Registry", "load_registry", "text_config"]
 
@@ -43,6 +44,7 @@ class ModelEntry:
     tokenizer: str | None = None
     quantization: str | None = None
     memory: Mapping[str, int] = field(default_factory=dict)
+    media: tuple[MediaKind, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class Registry:
             json_style=entry.json_style,
             tokenizer=self._tokenizer(entry.weights, offline),
             quantization=entry.quantization,
+            media=entry.media,
         )
         if checkpoint.family != entry.family:
             raise ConfigError(f"models.yaml calls {entry.name} a {entry.family}, but its files say {checkpoint.family}")
@@ -159,7 +162,10 @@ def _entry(path: Path, name: str, fields: Any) -> ModelEntry:
     if fields.get("quantization") not in (None, *QUANTIZATIONS):
         kinds = ", ".join(QUANTIZATIONS)
         raise ConfigError(f"{path}: quantization of {name} must be one of {kinds}, not {fields['quantization']!r}")
-    return ModelEntry(name=name, **fields)
+    media = fields.get("media")
+    if media is not None and not (isinstance(media, list) and set(media) <= set(MEDIA_KINDS)):
+        raise ConfigError(f"{path}: media of {name} must be a list of {', '.join(MEDIA_KINDS)}, got {media!r}")
+    return ModelEntry(name=name, **{**fields, "media": None if media is None else tuple(media)})
 
 
 def _default_file() -> Path:

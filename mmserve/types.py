@@ -1,25 +1,31 @@
 """The values that travel between the layers; a leaf: no torch, nothing of mmserve but errors.
 
-A request as data: ``Message``\\ s with ``ImagePart``\\ s -> ``Prompt`` (token ids, pictures and where
-their rows go) -> ``Request`` (frozen) -> ``TokenEvent``\\ s.
+A request as data: ``Message``\\ s with ``ImagePart``\\ s and their like -> ``Prompt`` (token ids, media items and
+where their rows go) -> ``Request`` (frozen) -> ``TokenEvent``\\ s.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, NewType
+from typing import TYPE_CHECKING, Literal, NamedTuple, NewType, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from mmserve.errors import InvalidField, MMServeError
+from mmserve.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from mmserve.grammar.spec import Constraint
 
 ContentHash = NewType("ContentHash", bytes)
-"""Full-width digest of a picture's identity (see ``vision.identity``)."""
+"""Full-width digest of a media item's identity (see ``vision.identity``)."""
+
+MediaKind = Literal["image", "video", "audio"]
+
+MEDIA_KINDS: tuple[MediaKind, ...] = ("image", "video", "audio")
 
 IntArray = npt.NDArray[np.int64]
 
@@ -81,6 +87,30 @@ class Detail:
         return level | {name: value for name, value in limits.items() if value is not None}
 
 
+class MediaItem(Protocol):
+    """A piece of a prompt that is no text: a picture, a block of a video, a sound. Immutable, and can be pickled.
+
+    ``content`` is its identity in every cache, together with whatever of it decides the positions of its rows; ``rows``
+    the number of its embedding rows, and of placeholder tokens; ``work`` what its tower has to do for it, in vision
+    patches or what takes as long. ``data`` are the bytes of the file that it came in, and ``source`` a digest that
+    names them: items of one file share it, and ``with_data`` puts the bytes back where they were left out on the way.
+    """
+
+    @property
+    def kind(self) -> MediaKind: ...
+    @property
+    def content(self) -> ContentHash: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def work(self) -> int: ...
+    @property
+    def data(self) -> bytes: ...
+    @property
+    def source(self) -> bytes: ...
+    def with_data(self, data: bytes, /) -> MediaItem: ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
     """One picture of a prompt, encoded as it was uploaded.
@@ -98,6 +128,21 @@ class Picture:
     resized: tuple[int, int] | None = None
     detail: Detail = Detail()
 
+    @property
+    def kind(self) -> MediaKind:
+        return "image"
+
+    @property
+    def work(self) -> int:
+        return self.grid.t * self.grid.h * self.grid.w
+
+    @property
+    def source(self) -> bytes:
+        return self.content
+
+    def with_data(self, data: bytes, /) -> Picture:
+        return dataclasses.replace(self, data=data)
+
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
@@ -113,35 +158,73 @@ class ImagePart:
 
 
 @dataclass(frozen=True, slots=True)
+class VideoPart:
+    """A video in a message: the file's bytes, and which of its frames the model is to see.
+
+    ``fps`` are frames a second of the video's own time, and at most ``max_frames`` of them; ``num_frames`` is so many
+    over the whole length instead. ``None`` leaves it to the server. Validated on construction; raises ``InvalidField``.
+    """
+
+    data: bytes = field(repr=False)
+    fps: float | None = None
+    num_frames: int | None = None
+    max_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.fps is not None and not 0.01 <= self.fps <= 240.0:  # also refuses NaN
+            raise InvalidField(f"fps must be between 0.01 and 240 frames a second, got {self.fps}", param="fps")
+        for name in ("num_frames", "max_frames"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and 1 <= value <= 65_536):
+                raise InvalidField(f"{name} must be a whole number from 1 to 65536, got {value}", param=name)
+        if self.num_frames is not None and (self.fps is not None or self.max_frames is not None):
+            raise InvalidField("num_frames says how many frames by itself: leave out fps and max_frames", param="fps")
+
+
+@dataclass(frozen=True, slots=True)
+class AudioPart:
+    """A sound in a message: the file's bytes, in any accepted format."""
+
+    data: bytes = field(repr=False)
+
+
+MediaPart = ImagePart | VideoPart | AudioPart
+
+Part = TextPart | MediaPart
+
+PART_KINDS: Mapping[type[MediaPart], MediaKind] = {ImagePart: "image", VideoPart: "video", AudioPart: "audio"}
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation; parts keep the order in which the caller wrote them."""
 
     role: str
-    parts: tuple[TextPart | ImagePart, ...]
+    parts: tuple[Part, ...]
 
 
-class PictureRange(NamedTuple):
-    """Positions ``start <= i < end`` of a prompt hold rows of ``pictures[picture]``, in order.
+class MediaRange(NamedTuple):
+    """Positions ``start <= i < end`` of a prompt hold rows of ``media[item]``, in order.
 
-    A picture may own several ranges (tiles with text between); its rows run on through them.
+    An item may own several ranges (a picture's tiles with text between); its rows run on through them.
     """
 
     start: int
     end: int
-    picture: int
+    item: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """Token ids (int64, 1-D, read only) with a placeholder id at every picture position.
+    """Token ids (int64, 1-D, read only) with a placeholder id at every row of ``media``.
 
     The first ``system_tokens`` are the system prompt's; statistics of reuse tell them from pictures and history.
     ``opens_answer`` says that the template ends here and what comes next begins an answer.
     """
 
     token_ids: IntArray
-    pictures: tuple[Picture, ...] = ()
-    ranges: tuple[PictureRange, ...] = ()
+    media: tuple[MediaItem, ...] = ()
+    ranges: tuple[MediaRange, ...] = ()
     system_tokens: int = 0
     opens_answer: bool = False
 
@@ -149,96 +232,16 @@ class Prompt:
         return len(self.token_ids)
 
     @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return tuple(item for item in self.media if isinstance(item, Picture))
+
+    @property
     def picture_tokens(self) -> int:
-        return sum(r.end - r.start for r in self.ranges)
+        return self.tokens_of("image")
 
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How tokens are chosen. Validated on construction; raises ``InvalidField``.
-
-    Applied to the logits in this order: repetition, presence and frequency penalties; ``logit_bias``; ``min_tokens``;
-    ``temperature``; ``top_k``; ``top_p``; ``min_p``. ``temperature=0`` is greedy. ``top_k=0`` and ``max_tokens=None``
-    mean "no limit" (the context length still holds). ``seed=None`` lets the engine draw one.
-    Log-probabilities are of the model's own distribution, before penalties and temperature;
-    ``logprobs=None`` is off, ``0`` only the chosen token, ``n`` also the ``n`` best.
-    With ``skip_special_tokens=False`` the text has special tokens by their names, but for the one that ends the answer:
-    Qwen-VL writes boxes between ``<|box_start|>`` and ``<|box_end|>``.
-    ``logit_bias`` are ``(token id, number)`` pairs, each id once; the number is added to the token's logit, also where
-    decoding is greedy. An id outside the vocabulary has no effect.
-    """
-
-    max_tokens: int | None = None
-    min_tokens: int = 0
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    logprobs: int | None = None
-    skip_special_tokens: bool = True
-    logit_bias: tuple[tuple[int, float], ...] = ()
-
-    def __post_init__(self) -> None:
-        for name, low, high in _SAMPLING_RANGES:
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:  # also refuses NaN
-                raise InvalidField(f"{name} must be between {low:g} and {high:g}, got {value}", param=name)
-        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise InvalidField("min_tokens is larger than max_tokens", param="min_tokens")
-        if any(not text for text in self.stop):
-            raise InvalidField("a stop string must not be empty", param="stop")
-        if len(self.stop) > 16:
-            raise InvalidField(f"at most 16 stop strings are allowed, got {len(self.stop)}", param="stop")
-        self._check_bias()
-
-    def _check_bias(self) -> None:
-        if len(self.logit_bias) > MAX_BIASES:
-            raise InvalidField(
-                f"at most {MAX_BIASES} tokens may have a bias, got {len(self.logit_bias)}", param="logit_bias"
-            )
-        for id_, bias in self.logit_bias:
-            if not 0 <= id_ < 2**31:
-                raise InvalidField(f"{id_} is no token id", param="logit_bias")
-            if not -100.0 <= bias <= 100.0:
-                raise InvalidField(f"a bias must be between -100 and 100, got {bias}", param="logit_bias")
-        if len({id_ for id_, _ in self.logit_bias}) < len(self.logit_bias):
-            raise InvalidField("a token has two biases; give each token once", param="logit_bias")
-
-    def replace(self, **changes: object) -> SamplingParams:
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
-
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0.0
-
-    @property
-    def penalised(self) -> bool:
-        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
-
-
-MAX_BIASES = 1024
-"""How many tokens a request may bias; each costs work at every step."""
-
-_SAMPLING_RANGES = (
-    ("max_tokens", 1, 2**31 - 1),
-    ("min_tokens", 0, 2**31 - 1),
-    ("temperature", 0.0, 100.0),
-    ("top_p", 1e-6, 1.0),
-    ("top_k", 0, 2**31 - 1),
-    ("min_p", 0.0, 1.0),
-    ("repetition_penalty", 0.01, 100.0),
-    ("presence_penalty", -2.0, 2.0),
-    ("frequency_penalty", -2.0, 2.0),
-    ("seed", -(2**63), 2**64 - 1),
-    ("logprobs", 0, 20),
-)
+    def tokens_of(self, kind: MediaKind) -> int:
+        """How many tokens stand for rows of items of this kind."""
+        return sum(r.end - r.start for r in self.ranges if self.media[r.item].kind == kind)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -263,7 +266,7 @@ class Usage:
 
     ``cached_pictures`` counts the prompt's pictures whose embedding rows were not computed for this request. The prompt
     begins with ``system_tokens`` of a system prompt (the template's own where it has one), and ``cached_system_tokens``
-    of these were not computed again.
+    of these were not computed again. ``video_tokens`` and ``audio_tokens`` are the prompt's for videos and sounds.
     """
 
     prompt_tokens: int
@@ -273,6 +276,8 @@ class Usage:
     cached_pictures: int = 0
     system_tokens: int = 0
     cached_system_tokens: int = 0
+    video_tokens: int = 0
+    audio_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +310,7 @@ class Stages:
     """When a request passed the engine's stages, in seconds of the machine's monotonic clock.
 
     It waited from ``added`` to ``admitted``, when its first tokens were planned. ``encoding`` is from the first to the
-    last work on those of its pictures whose rows were made meanwhile, ``None`` where none were.
+    last work on those of its media items whose rows were made meanwhile, ``None`` where none were.
     """
 
     added: float

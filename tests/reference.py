@@ -63,7 +63,6 @@ class Reference:
         model = kind.from_pretrained(path, dtype=torch.float32, local_files_only=True)
         self._model = model.to(device).eval()
 
-    @torch.inference_mode()
     def answer(
         self, pictures: Sequence[Image.Image], question: str, max_tokens: int, *, to_the_end: bool = False
     ) -> Expected:
@@ -72,21 +71,27 @@ class Reference:
         Raises ``ValueError`` where transformers refuses a picture.
         """
         inputs = self._processor.inputs(pictures, question).to(self._model.device)
-        output = self._model.generate(
-            **inputs,
-            max_new_tokens=max_tokens,
-            do_sample=False,
-            output_logits=True,
-            **({"eos_token_id": -1} if to_the_end else {}),
-            return_dict_in_generate=True,
-        )
-        length = inputs["input_ids"].shape[1]
-        best = [step[0].float().topk(2).values for step in output.logits]
-        return Expected(
-            inputs["input_ids"][0].tolist(),
-            output.sequences[0, length:].tolist(),
-            [float(two[0] - two[1]) for two in best],
-        )
+        return generated(self._model, inputs, max_tokens, to_the_end=to_the_end)
+
+
+@torch.inference_mode()
+def generated(model: Any, inputs: Any, max_tokens: int, *, to_the_end: bool = False) -> Expected:
+    """What a model of transformers answers to ``inputs``, greedily."""
+    output = model.generate(
+        **inputs,
+        max_new_tokens=max_tokens,
+        do_sample=False,
+        output_logits=True,
+        **({"eos_token_id": -1} if to_the_end else {}),
+        return_dict_in_generate=True,
+    )
+    length = inputs["input_ids"].shape[1]
+    best = [step[0].float().topk(2).values for step in output.logits]
+    return Expected(
+        inputs["input_ids"][0].tolist(),
+        output.sequences[0, length:].tolist(),
+        [float(two[0] - two[1]) for two in best],
+    )
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ import pytest
 
 from mmserve.checkpoint import Checkpoint, default_sampling, read_checkpoint, read_json, text_config
 from mmserve.errors import CheckpointError, ConfigError
-from mmserve.types import SamplingParams
+from mmserve.sampling import SamplingParams
 from tests.checkpoints import QWEN_CHAT_TEMPLATE, tiny_qwen2_vl
 
 

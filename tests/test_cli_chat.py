@@ -32,7 +32,7 @@ def turns(prompts: FakePrompts) -> list[list[tuple[str, list[str]]]]:
     """Each prompt as ``(role, parts)``; a picture is ``"*"``."""
     return [
         [
-            (message.role, ["*" if isinstance(part, ImagePart) else part.text for part in message.parts])
+            (message.role, [part.text if isinstance(part, TextPart) else "*" for part in message.parts])
             for message in messages
             if all(isinstance(part, ImagePart | TextPart) for part in message.parts)
         ]

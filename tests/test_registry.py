@@ -83,6 +83,8 @@ def test_a_file_of_ones_own(tmp_path: Path, folder: Path) -> None:
         ("a: {family: f, weights: w, limits: {max_tokens: 1}}", "may hold max_model_len only"),
         ("a: {family: f, weights: w, limits: 3}", "may hold max_model_len only"),
         ("a: {family: f, weights: w, json_style: wide}", "must be compact or spaced, not 'wide'"),
+        ("a: {family: f, weights: w, media: [smell]}", "media of a must be a list of image, video, audio"),
+        ("a: {family: f, weights: w, media: image}", "media of a must be a list of image, video, audio"),
         ("a: {family: f, weights: w, quantization: int4}", "must be one of int8, fp8, not 'int4'"),
         ("a: {family: f, weights: w, memory: {disk: 4}}", "may hold weights and kv_per_token, in bytes"),
         ("a: {family: f, weights: w, memory: {weights: 4 GB}}", "may hold weights and kv_per_token, in bytes"),

@@ -77,7 +77,10 @@ _SIGNATURES: tuple[tuple[str, str], ...] = (
     (r"%PDF-", "a PDF document: send its pages as pictures"),
     (r"(?s)....ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)", f"a HEIC/HEIF picture: {_TO_PNG}"),
     (r"(?s)....ftyp(avif|avis)", f"an AVIF picture: {_TO_PNG}"),
-    (r"(?s)....ftyp|\x1a\x45\xdf\xa3|RIFF....AVI |\x00\x00\x01[\xb3\xba]", "a video: send single frames as pictures"),
+    (
+        r"(?s)....ftyp|\x1a\x45\xdf\xa3|RIFF....AVI |\x00\x00\x01[\xb3\xba]",
+        "a video: send it as a video, or single frames as pictures",
+    ),
     (r"(?s)\x00\x00\x00\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", f"a JPEG 2000 picture: {_TO_PNG}"),
     (r"(?s)\x00\x00\x00\x0cJXL \r\n\x87\n|\xff\x0a", f"a JPEG XL picture: {_TO_PNG}"),
     (r"\x00\x00[\x01\x02]\x00", f"an icon: {_TO_PNG}"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self, runtime_checkable
@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import AutoImageProcessor, Qwen2VLImageProcessor
 
 from mmserve.errors import CheckpointError, MMServeError
-from mmserve.types import Detail, Grid
+from mmserve.types import Detail, Grid, Picture
+from vision.decode import decode
 from vision.detail import within_limits
 from vision.geometry import QwenGeometry
 
@@ -52,6 +53,15 @@ class AdaptablePixels(Protocol):
 def processor_for(processor: PixelProcessor, detail: Detail) -> PixelProcessor:
     """The processor for a picture of which so much detail is wanted; itself where the grid says all."""
     return processor.adapted(detail) if isinstance(processor, AdaptablePixels) else processor
+
+
+def picture_pixels(processor: PixelProcessor) -> Callable[[Picture], Pixels]:
+    """What decodes a picture and cuts it in patches; raises ``PictureError``."""
+
+    def prepare(picture: Picture) -> Pixels:
+        return processor_for(processor, picture.detail)(decode(picture.data, picture.header), picture.grid)
+
+    return prepare
 
 
 def check_grid(made: Grid, promised: Grid) -> None:

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from mmserve.errors import (
+    AudioTooLarge,
     BatchEnded,
     BatchNotFound,
     BudgetTooSmall,
@@ -33,6 +34,7 @@ from mmserve.errors import (
     ResponseNotKept,
     StorageFull,
     UnsupportedConstraint,
+    VideoTooLarge,
     WireError,
 )
 
@@ -48,6 +50,8 @@ _STATUS: Mapping[type[MMServeError], int] = {
     BatchEnded: 409,
     FileTooLarge: 413,
     PictureTooLarge: 413,
+    VideoTooLarge: 413,
+    AudioTooLarge: 413,
     PictureNotKept: 404,
     UnsupportedConstraint: 422,
     BudgetTooSmall: 422,

@@ -13,7 +13,8 @@ from starlette.concurrency import run_in_threadpool
 from mmserve.engine.client import EngineClient
 from mmserve.errors import EngineUnavailable
 from mmserve.grammar.spec import Constraint
-from mmserve.types import ConstraintReport, Picture, Prompt, Request, SamplingParams, TokenEvent, TokenLogprob, Usage
+from mmserve.sampling import SamplingParams
+from mmserve.types import ConstraintReport, Picture, Prompt, Request, TokenEvent, TokenLogprob, Usage
 from web.visit import visit
 
 T = TypeVar("T")
@@ -170,6 +171,8 @@ def usage_json(usages: Iterable[Usage | None]) -> dict[str, Any]:
         "prompt_tokens_details": {
             "cached_tokens": known[0].cached_tokens,
             "image_tokens": known[0].image_tokens,
+            "video_tokens": known[0].video_tokens,
+            "audio_tokens": known[0].audio_tokens,
             "cached_images": known[0].cached_pictures,
             "system_tokens": known[0].system_tokens,
             "cached_system_tokens": known[0].cached_system_tokens,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmserve.types import SamplingParams
+from mmserve.sampling import SamplingParams
 from web.generation import Tally
 from web.service import PromptBuilder
 

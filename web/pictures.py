@@ -9,15 +9,23 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from mmserve.config import Limits
-from mmserve.errors import InvalidField, PictureNotKept, PictureTooLarge, UnsupportedPicture
+from mmserve.errors import InvalidField, PictureNotKept, PictureTooLarge
+from mmserve.types import MediaKind
+from web.media import MEDIA
 from web.visit import visit
 
 PREFIX = "pic-"
 """What the id of a kept picture begins with."""
+
+_ANY_TYPE: Mapping[MediaKind, tuple[str, ...]] = {
+    "image": ("application/octet-stream",),
+    "video": ("application/octet-stream",),
+    "audio": ("application/octet-stream", "application/ogg"),
+}
 
 
 @dataclass(slots=True)
@@ -89,8 +97,8 @@ class PictureShelf:
             found = self._kept.get(identity)
             return found is not None and found.owner == visit().owner and self._forget(identity)
 
-    def read(self, address: str, where: str) -> bytes:
-        """The picture at ``address``: a data URI, the id of a kept one, or a remote address.
+    def read(self, address: str, where: str, kind: MediaKind = "image") -> bytes:
+        """The picture (or what ``kind`` says) at ``address``: a data URI, the id of a kept one, or a remote address.
 
         Counts it for the API key. Raises as these do, and ``RateLimited``; ``PictureWanted`` for a remote picture that
         is not fetched yet, which is what ``web.generation.offload`` then does.
@@ -99,8 +107,8 @@ class PictureShelf:
         if address.startswith(PREFIX):
             return self.get(address, where)
         if address[:5].lower() != "data:":
-            return visit().remote_picture(address, where)
-        return decode_data_uri(address, self.limits.max_picture_bytes, where)
+            return visit().remote_picture(address, where, kind)
+        return decode_data_uri(address, MEDIA[kind].max_bytes(self.limits), where, kind)
 
     def _forget(self, identity: str) -> bool:
         found = self._kept.pop(identity, None)
@@ -111,27 +119,30 @@ class PictureShelf:
         return found is not None
 
 
-def decode_data_uri(uri: str, max_bytes: int, where: str) -> bytes:
+def decode_data_uri(uri: str, max_bytes: int, where: str, kind: MediaKind = "image") -> bytes:
     """The bytes of ``data:[type];base64,...``. The size is judged before anything is decoded.
 
-    Raises ``InvalidField``, ``UnsupportedPicture`` or ``PictureTooLarge``, with ``where`` as the field at fault.
+    Raises ``InvalidField``, ``UnsupportedPicture`` or ``PictureTooLarge`` (or their like for another ``kind``), with
+    ``where`` as the field at fault.
     """
+    medium = MEDIA[kind]
     comma = uri.find(",", 0, 256)
     media_type, semicolon, encoding = uri[5 : max(comma, 5)].lower().rpartition(";")
     if not semicolon or encoding.strip() != "base64":
-        raise InvalidField('the data URI must have the form "data:image/jpeg;base64,..."', param=where)
-    kind = media_type.partition(";")[0].strip()
-    if kind and not kind.startswith("image/") and kind != "application/octet-stream":
-        raise UnsupportedPicture(f'the data URI holds "{kind[:64]}" and not a picture', param=where)
+        example = "data:image/jpeg;base64,..." if kind == "image" else f"data:{medium.types}...;base64,..."
+        raise InvalidField(f'the data URI must have the form "{example}"', param=where)
+    given = media_type.partition(";")[0].strip()
+    if given and not given.startswith(medium.types) and given not in _ANY_TYPE[kind]:
+        raise medium.unsupported(f'the data URI holds "{given[:64]}" and not a {medium.name}', param=where)
     payload = uri[comma + 1 :]
     padding = len(payload) - len(payload.rstrip("="))
     size = len(payload) // 4 * 3 - min(padding, 2)
     if size > max_bytes:
-        raise PictureTooLarge(f"the picture has {size} bytes; at most {max_bytes} are allowed", param=where)
+        raise medium.too_large(f"the {medium.name} has {size} bytes; at most {max_bytes} are allowed", param=where)
     try:
         data = base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError):
         raise InvalidField("the data URI is not valid base64 (standard alphabet, padded)", param=where) from None
     if not data:
-        raise UnsupportedPicture("the data URI is empty; send a picture", param=where)
+        raise medium.unsupported(f"the data URI is empty; send a {medium.name}", param=where)
     return data

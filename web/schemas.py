@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from mmserve.errors import InvalidField, RequestError, TooManyPictures
-from mmserve.types import Detail, ImagePart, Message, SamplingParams, TextPart
+from mmserve.errors import InvalidField
+from mmserve.sampling import SamplingParams
+from mmserve.types import MediaKind, Message, Part, TextPart
 from web.constraints import Wanted, from_chat, from_form
+from web.media import check_number, part_of
 from web.openai.refusals import CHAT, refuse
 from web.openai.tools import MAX_TOOLS, Tool, Toolbox, ToolCall, calls_text, toolbox_of
+from web.parts import ContentPart, DetailFields, FrameFields
 from web.pictures import PictureShelf
 
 
@@ -79,27 +83,6 @@ class WordFields(BaseModel):
     max_words: int | None = Field(None, description="The most words that the answer may have.")
 
 
-class DetailFields(BaseModel):
-    """How closely the model looks at pictures; see ``mmserve.types.Detail``."""
-
-    detail: str | None = Field(None, description="auto, low or high: how closely the model looks.")
-    min_pixels: int | None = Field(None, description="The fewest pixels that a picture is resized to.")
-    max_pixels: int | None = Field(None, description="The most pixels that a picture is resized to.")
-
-    def looking(self, where: str = "") -> Detail:
-        """Raises ``InvalidField``, its ``param`` under ``where``."""
-        try:
-            return Detail(self.detail or "auto", self.min_pixels, self.max_pixels)
-        except InvalidField as error:
-            raise InvalidField(error.message, param=f"{where}{error.param}") from None
-
-
-def detail_field(error: RequestError) -> str | None:
-    """The field of a form that an error is about, where that is one about detail; else ``None``."""
-    name = (error.param or "").rpartition(".")[2]
-    return name if name in DetailFields.model_fields else None
-
-
 def bias_said(biases: Mapping[str, float] | None) -> dict[str, object]:
     """``logit_bias`` as ``SamplingParams`` has it. Raises ``InvalidField`` for a key that is no token id."""
     for key in biases or ():
@@ -108,7 +91,7 @@ def bias_said(biases: Mapping[str, float] | None) -> dict[str, object]:
     return {"logit_bias": tuple(sorted((int(key), bias) for key, bias in biases.items()))} if biases else {}
 
 
-class VqaFields(SamplingFields, WordFields, DetailFields):
+class VqaFields(SamplingFields, WordFields, DetailFields, FrameFields):
     """The text fields of ``POST /v1/vqa``. At most one constraint may be asked for."""
 
     model_config = ConfigDict(extra="forbid")
@@ -145,53 +128,15 @@ class VqaFields(SamplingFields, WordFields, DetailFields):
             raise InvalidField("question is empty; ask something about the picture", param="question")
         return parsed
 
-    def messages(self, pictures: tuple[bytes, ...]) -> list[Message]:
-        """The optional system message, then one user message: all pictures in order, then the question."""
+    def messages(self, media: Iterable[tuple[MediaKind, bytes]]) -> list[Message]:
+        """The optional system message, then one user message: all files in order, then the question."""
         system = [Message("system", (TextPart(self.system),))] if self.system else []
         detail = self.looking()
-        images = tuple(ImagePart(data, detail) for data in pictures)
-        return [*system, Message("user", (*images, TextPart(self.question)))]
+        shown = [self.watching(data) if kind == "video" else part_of(kind, data, detail) for kind, data in media]
+        return [*system, Message("user", (*shown, TextPart(self.question)))]
 
 
 VQA_REPEATED = ("stop", "stop_token_ids", "choices", "must_include", "must_not_include")
-
-
-class ImageUrl(DetailFields):
-    url: str
-
-
-def _as_image_url(value: object) -> object:
-    return {"url": value} if isinstance(value, str) else value
-
-
-class ContentPart(BaseModel):
-    """One part of a message: text, a picture as a data URI, or words with which an assistant refused.
-
-    The limits in pixels may stand beside ``image_url``, where DashScope has them, or inside.
-    """
-
-    type: Literal["text", "image_url", "refusal"]
-    text: str | None = None
-    refusal: str | None = None
-    image_url: Annotated[ImageUrl, BeforeValidator(_as_image_url)] | None = None
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-
-    def looking(self, where: str) -> Detail:
-        """Raises ``InvalidField``, its ``param`` under ``where``."""
-        inside = self.image_url or DetailFields()
-        fields = DetailFields(
-            detail=inside.detail,
-            min_pixels=self.min_pixels if inside.min_pixels is None else inside.min_pixels,
-            max_pixels=self.max_pixels if inside.max_pixels is None else inside.max_pixels,
-        )
-        return fields.looking(where)
-
-    @model_validator(mode="after")
-    def _carries_its_type(self) -> Self:
-        if getattr(self, self.type) is None:
-            raise ValueError(f'a part of type "{self.type}" needs the field {self.type}')
-        return self
 
 
 def _as_parts(value: object) -> object:
@@ -315,24 +260,25 @@ class ChatRequest(SamplingFields, ConstraintFields):
 
 
 def chat_messages(request: ChatRequest, shelf: PictureShelf) -> list[Message]:
-    """The turns with their pictures read, one for one; calls are text, and results have the role "tool".
+    """The turns with their media read, one for one; calls are text, and results have the role "tool".
 
-    Raises ``InvalidField`` or a ``PictureError`` that names the part.
+    Raises ``InvalidField`` or a ``MediaError`` that names the part.
     """
     messages: list[Message] = []
     called: set[str] = set()
-    pictures = 0
+    counts: Counter[MediaKind] = Counter()
     for i, message in enumerate(request.messages):
-        parts: list[TextPart | ImagePart] = []
+        parts: list[Part] = []
         for j, part in enumerate(message.content or ()):
-            if part.image_url is None or part.type != "image_url":
+            media = part.media()
+            if media is None:
                 parts.append(TextPart((part.refusal if part.type == "refusal" else part.text) or ""))
                 continue
-            where = f"messages[{i}].content[{j}].image_url"
-            pictures += 1
-            if pictures > shelf.limits.max_pictures:
-                raise TooManyPictures(f"a request may have at most {shelf.limits.max_pictures} pictures", param=where)
-            parts.append(ImagePart(shelf.read(part.image_url.url, where), part.looking(f"{where}.")))
+            kind, address = media
+            where = f"messages[{i}].content[{j}].{part.type}"
+            counts[kind] += 1
+            check_number(kind, counts[kind], shelf.limits, where)
+            parts.append(part.carrying(kind, shelf.read(address, where, kind), where))
         if message.tool_calls:
             called.update(call.id for call in message.tool_calls)
             parts.append(TextPart(("\n" if parts else "") + calls_text(message.tool_calls)))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from mmserve.config import Limits
 from mmserve.engine.client import EngineClient
 from mmserve.errors import InvalidField, ModelNotFound
-from mmserve.types import Message, Prompt, SamplingParams
+from mmserve.sampling import SamplingParams
+from mmserve.types import MediaKind, Message, Prompt
 from web.operations.metrics import ServiceMetrics
 from web.pictures import PictureShelf
 from web.safety import Safety
@@ -65,7 +66,7 @@ class ServedModel:
 
     ``description`` is one sentence. ``card`` says what the model can and cannot do, in Markdown; the page shows its
     headings, lists, tables, code and paragraphs. ``created`` is a Unix time. ``family`` is the architecture's name,
-    for example ``"qwen2_vl"``.
+    for example ``"qwen2_vl"``. ``media`` are the kinds that it takes.
     """
 
     name: str
@@ -74,6 +75,7 @@ class ServedModel:
     created: int = 0
     aliases: tuple[str, ...] = ("default",)
     family: str = ""
+    media: tuple[MediaKind, ...] = ("image",)
 
 
 @dataclass(frozen=True, slots=True)

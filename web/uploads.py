@@ -14,14 +14,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from mmserve.config import Limits
-from mmserve.errors import (
-    InvalidField,
-    PictureError,
-    PictureTooLarge,
-    RequestError,
-    TooManyPictures,
-    UnsupportedPicture,
-)
+from mmserve.errors import InvalidField, MediaError, PictureError, RequestError, TooManyPictures
+from mmserve.types import MediaKind
+from web.media import MEDIA, Medium, check_number
 from web.pictures import PREFIX, PictureShelf
 from web.visit import visit
 
@@ -35,7 +30,8 @@ _HOW = (
 
 @dataclass(frozen=True, slots=True)
 class FormRules:
-    """Which parts a form may have: files called ``file``, texts called ``fields``; ``repeated`` ones may recur.
+    """Which parts a form may have: pictures called ``file``, files of ``others`` by their name, texts called
+    ``fields``; ``repeated`` ones may recur.
 
     ``max_files`` replaces the limit on pictures in a request. With ``each_alone`` a file that is empty or too large
     is noted in ``Form.refused`` and does not refuse the others.
@@ -46,19 +42,26 @@ class FormRules:
     repeated: Collection[str] = ()
     max_files: int | None = None
     each_alone: bool = False
+    others: Mapping[str, MediaKind] = field(default_factory=dict)
+
+    def kind(self, name: str) -> MediaKind | None:
+        """What files called so hold; ``None`` where there may be none."""
+        return "image" if name == self.file else self.others.get(name)
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
     """A form that was read: the files' bytes in order, and each text field's values in order.
 
-    ``names`` are the files' names as they were sent. ``refused`` says, by a file's number, why its bytes were not kept.
+    ``kinds`` say what each file holds, ``names`` are their names as they were sent. ``refused`` says, by a file's
+    number, why its bytes were not kept.
     """
 
     files: tuple[bytes, ...] = field(repr=False)
     fields: Mapping[str, tuple[str, ...]]
     names: tuple[str, ...] = field(default=(), compare=False)
-    refused: Mapping[int, PictureError] = field(default_factory=dict)
+    refused: Mapping[int, MediaError] = field(default_factory=dict)
+    kinds: tuple[MediaKind, ...] = field(default=(), compare=False)
 
     @property
     def size(self) -> int:
@@ -119,8 +122,8 @@ async def read_form(request: Request, rules: FormRules, shelf: PictureShelf, idl
     """The request's multipart form. A file part may also come as text, the id of a picture on ``shelf``.
 
     What ``rules`` and the shelf's limits forbid is refused as soon as it is seen, before the rest is read:
-    ``InvalidField``, ``PictureTooLarge``, ``PictureNotKept``, ``TooManyPictures``, or ``RequestError`` for a body that
-    is no whole form.
+    ``InvalidField``, ``PictureTooLarge``, ``PictureNotKept``, ``TooManyPictures`` and their like for other media, or
+    ``RequestError`` for a body that is no whole form.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     boundary = options.get(b"boundary")
@@ -161,7 +164,8 @@ class _FormReader:
         self._max_parts = max(parts, self._max_files + parts // 2)
         self._files: list[bytes] = []
         self._names: list[str] = []
-        self._refused: dict[int, PictureError] = {}
+        self._kinds: list[MediaKind] = []
+        self._refused: dict[int, MediaError] = {}
         self._fields: dict[str, list[str]] = {}
         self._parts = 0
         self._complete = False
@@ -171,7 +175,7 @@ class _FormReader:
         if not self._complete:
             raise RequestError("the multipart body ends before its closing boundary; send it again, whole")
         fields = {name: tuple(values) for name, values in self._fields.items()}
-        return Form(tuple(self._files), fields, tuple(self._names), self._refused)
+        return Form(tuple(self._files), fields, tuple(self._names), self._refused, tuple(self._kinds))
 
     def on_part_begin(self) -> None:
         self._header_name = b""
@@ -179,6 +183,7 @@ class _FormReader:
         self._header_bytes = 0
         self._disposition = b""
         self._name = ""
+        self._kind: MediaKind | None = None
         self._is_file = False
         self._pieces: list[bytes] = []
         self._size = 0
@@ -213,27 +218,29 @@ class _FormReader:
 
     def _check_part(self) -> None:
         name, rules = self._name, self._rules
+        self._kind = rules.kind(name)
         if self._parts > self._max_parts:
             raise RequestError(f"a form may have at most {self._max_parts} parts")
-        if name != rules.file and name not in rules.fields:
+        if self._kind is None and name not in rules.fields:
             raise InvalidField(_unknown(name, rules), param=name)
-        if name != rules.file and self._is_file:
+        if self._kind is None and self._is_file:
             raise InvalidField(f"{name} must be text, and came as a file; pictures go into {rules.file}", param=name)
-        if name == rules.file and len(self._files) == self._max_files:
+        if self._kind == "image" and self._kinds.count("image") == self._max_files:
             raise TooManyPictures(f"a request may have at most {self._max_files} pictures", param=name)
-        if name == rules.file:
+        if self._kind is not None and self._kind != "image":
+            check_number(self._kind, self._kinds.count(self._kind) + 1, self._limits, name)
+        if self._kind is not None:
             visit().charge_picture()
         if name in self._fields and name not in rules.repeated:
             raise InvalidField(f"{name} was given twice; give it once", param=name)
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         self._size += end - start
-        if self._is_file and self._size > self._limits.max_picture_bytes:
+        if self._is_file and self._size > self._medium.max_bytes(self._limits):
+            most = self._medium.max_bytes(self._limits)
             self._refuse(
-                PictureTooLarge(
-                    f"picture {len(self._files) + 1} has more than {self._limits.max_picture_bytes} bytes; "
-                    "shrink it first",
-                    param=self._name,
+                self._medium.too_large(
+                    f"{self._medium.name} {self._number} has more than {most} bytes; shrink it first", param=self._name
                 )
             )
             return
@@ -242,7 +249,22 @@ class _FormReader:
             raise InvalidField(f"{self._name} has more than {most} bytes", param=self._name)
         self._pieces.append(data[start:end])
 
-    def _refuse(self, error: PictureError) -> None:
+    @property
+    def _medium(self) -> Medium:
+        return MEDIA[self._kind or "image"]
+
+    @property
+    def _number(self) -> int:
+        """Of the file at hand among those of its kind, from 1."""
+        return self._kinds.count(self._kind or "image") + 1
+
+    def _take_file(self, data: bytes, name: str) -> None:
+        assert self._kind is not None
+        self._files.append(data)
+        self._names.append(name)
+        self._kinds.append(self._kind)
+
+    def _refuse(self, error: MediaError) -> None:
         if not self._rules.each_alone:
             raise error
         self._refused[len(self._files)] = error
@@ -253,15 +275,15 @@ class _FormReader:
         self._pieces = []
         if self._is_file:
             if not data and len(self._files) not in self._refused:
+                name = self._medium.name
                 self._refuse(
-                    UnsupportedPicture(
-                        f"picture {len(self._files) + 1} is an empty file; choose a picture", param=self._name
+                    self._medium.unsupported(
+                        f"{name} {self._number} is an empty file; choose a {name}", param=self._name
                     )
                 )
-            self._files.append(data)
-            self._names.append(self._file_name)
+            self._take_file(data, self._file_name)
             return
-        if self._name == self._rules.file:
+        if self._kind is not None:
             self._take_kept(data)
             return
         try:
@@ -273,9 +295,10 @@ class _FormReader:
 
     def _take_kept(self, data: bytes) -> None:
         name, text = self._name, data.decode("utf-8", "replace").strip()
-        if not text.startswith(PREFIX):
+        if self._kind != "image" or not text.startswith(PREFIX):
+            example = "photo.jpg" if self._kind == "image" else "FILE"
             raise InvalidField(
-                f'{name} must be a file, and came as text; with curl write -F {name}=@photo.jpg (mind the "@")',
+                f'{name} must be a file, and came as text; with curl write -F {name}=@{example} (mind the "@")',
                 param=name,
             )
         kept = b""
@@ -283,8 +306,7 @@ class _FormReader:
             kept = self._shelf.get(text, name)
         except PictureError as error:
             self._refuse(error)
-        self._files.append(kept)
-        self._names.append("")
+        self._take_file(kept, "")
 
     def on_end(self) -> None:
         self._complete = True
@@ -292,6 +314,8 @@ class _FormReader:
 
 def _unknown(name: str, rules: FormRules) -> str:
     accepted = sorted(rules.fields)
-    near = difflib.get_close_matches(name[:64], [rules.file, *accepted], n=1)
+    files = [rules.file, *rules.others]
+    near = difflib.get_close_matches(name[:64], [*files, *accepted], n=1)
     hint = f'; did you mean "{near[0]}"?' if near else ""
-    return f'there is no field "{name[:64]}"{hint} Accepted: {rules.file} (file), {", ".join(accepted)}'
+    named = ", ".join([*(f"{each} (file)" for each in files), *accepted])
+    return f'there is no field "{name[:64]}"{hint} Accepted: {named}'

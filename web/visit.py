@@ -17,7 +17,9 @@ from typing import Protocol, TypeVar
 
 from mmserve.errors import InvalidField, NotAllowed, PictureTooLarge, RateLimited
 from mmserve.keys import Key
+from mmserve.types import MediaKind
 from web.access.meter import Entry, Meter
+from web.media import MEDIA
 
 T = TypeVar("T")
 
@@ -28,16 +30,17 @@ class Fetcher(Protocol):
     @property
     def max_request_bytes(self) -> int: ...
 
-    async def fetch(self, address: str, where: str) -> bytes: ...
+    async def fetch(self, address: str, where: str, kind: MediaKind) -> bytes: ...
 
 
 class PictureWanted(Exception):
-    """The picture at ``address`` must be fetched before the work can be done; see :func:`fetching`."""
+    """What is at ``address``, of this ``kind``, must be fetched before the work can be done; see :func:`fetching`."""
 
-    def __init__(self, address: str, where: str) -> None:
+    def __init__(self, address: str, where: str, kind: MediaKind) -> None:
         super().__init__(address)
         self.address = address
         self.where = where
+        self.kind = kind
 
 
 @dataclass(slots=True, eq=False)
@@ -82,16 +85,17 @@ class Visit:
                 retry_after=wait,
             )
 
-    def remote_picture(self, address: str, where: str) -> bytes:
+    def remote_picture(self, address: str, where: str, kind: MediaKind = "image") -> bytes:
         """What :func:`fetching` has brought from ``address``. Raises ``PictureWanted`` where it has not yet."""
         if self.remote is None:
+            name, example = MEDIA[kind].name, "data:image/jpeg;base64,..." if kind == "image" else "data:...;base64,..."
             raise InvalidField(
-                "pictures at remote addresses are off on this server; send the picture itself as a data URI, "
-                '"data:image/jpeg;base64,..."',
+                f"{name}s at remote addresses are off on this server; send the {name} itself as a data URI, "
+                f'"{example}"',
                 param=where,
             )
         if address not in self._fetched:
-            raise PictureWanted(address, where)
+            raise PictureWanted(address, where, kind)
         return self._fetched[address]
 
     async def fetching(self, work: Callable[[], Awaitable[T]]) -> T:
@@ -108,7 +112,7 @@ class Visit:
                     self.meter.give_back(self._charged[mark:])
                 del self._charged[mark:]
                 assert self.remote is not None
-                data = await self.remote.fetch(wanted.address, wanted.where)
+                data = await self.remote.fetch(wanted.address, wanted.where, wanted.kind)
                 most = self.remote.max_request_bytes
                 if sum(map(len, self._fetched.values())) + len(data) > most:
                     raise PictureTooLarge(

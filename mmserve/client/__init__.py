@@ -21,6 +21,7 @@ from mmserve.client.constraints import Constraints
 from mmserve.client.decision import Decision
 from mmserve.client.pictures import PictureFile, PictureHandle, PictureLike
 from mmserve.client.refusals import about_picture
+from mmserve.client.sounds import SoundFile, SoundLike
 from mmserve.client.stream import AnswerStream, AsyncAnswerStream
 from mmserve.client.sync import Client
 
@@ -42,6 +43,8 @@ __all__ = [
     "PictureHandle",
     "PictureInfo",
     "PictureLike",
+    "SoundFile",
+    "SoundLike",
     "Timing",
     "about_picture",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, Self, TypeVar, Unpack, overload
 
@@ -18,6 +19,7 @@ from mmserve.client.drive import carry_out
 from mmserve.client.kept import Kept
 from mmserve.client.pictures import PictureHandle, PictureLike, read_handle
 from mmserve.client.refusals import about_picture
+from mmserve.client.sounds import SoundFile, SoundLike, read_sound
 from mmserve.client.stream import AsyncAnswerStream
 
 T = TypeVar("T")
@@ -64,14 +66,19 @@ class AsyncClient:
         """A picture to ask about often; see :meth:`mmserve.client.Client.image`."""
         return await asyncio.to_thread(read_handle, picture)
 
+    async def sound(self, sound: SoundLike) -> SoundFile:
+        """A sound for messages of :meth:`chat`; see :meth:`mmserve.client.Client.sound`."""
+        return await asyncio.to_thread(read_sound, sound)
+
     @overload
     async def ask(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: PictureLike | Sequence[PictureLike] | None,
         question: str,
         *,
         schema: type[M],
         strict: bool | None = None,
+        audio: SoundLike | Sequence[SoundLike] | None = None,
         system: str | None = None,
         model: str | None = None,
         **options: Unpack[Options],
@@ -80,9 +87,10 @@ class AsyncClient:
     @overload
     async def ask(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: PictureLike | Sequence[PictureLike] | None,
         question: str,
         *,
+        audio: SoundLike | Sequence[SoundLike] | None = None,
         system: str | None = None,
         model: str | None = None,
         **options: Unpack[AllOptions],
@@ -90,23 +98,27 @@ class AsyncClient:
 
     async def ask(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: PictureLike | Sequence[PictureLike] | None,
         question: str,
         *,
+        audio: SoundLike | Sequence[SoundLike] | None = None,
         system: str | None = None,
         model: str | None = None,
         **options: Any,
     ) -> Answer[Any]:
-        """Ask about one or several pictures. ``Answer.parsed`` is an instance of ``schema`` where that is a type."""
-        return await self._fetch(
-            await asyncio.to_thread(calls.ask, pictures, question, system=system, model=model, options=options)
-        )
+        """Ask about one or several pictures, or about ``video`` or ``audio``: one or a list, and ``pictures`` an
+        empty one.
+
+        ``Answer.parsed`` is an instance of ``schema`` where that is a type."""
+        call = partial(calls.ask, pictures, question, audio=audio, system=system, model=model, options=options)
+        return await self._fetch(await asyncio.to_thread(call))
 
     def stream(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: PictureLike | Sequence[PictureLike] | None,
         question: str,
         *,
+        audio: SoundLike | Sequence[SoundLike] | None = None,
         system: str | None = None,
         model: str | None = None,
         **options: Unpack[AllOptions],
@@ -116,7 +128,7 @@ class AsyncClient:
 
         async def open_() -> httpx.Response:
             call = await asyncio.to_thread(
-                calls.stream, pictures, question, system=system, model=model, options=plain, shape=shape
+                calls.stream, pictures, question, audio=audio, system=system, model=model, options=plain, shape=shape
             )
             return await self._open(call)
 

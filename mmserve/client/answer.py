@@ -36,6 +36,18 @@ class PictureInfo:
     resized: tuple[int, int] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """A video as the server saw it: size in pixels as shown, length and the times of the frames that the model saw, in
+    seconds, and the prompt tokens it took."""
+
+    width: int
+    height: int
+    duration: float
+    frames: tuple[float, ...]
+    tokens: int
+
+
 T = TypeVar("T", default=Any)
 
 
@@ -75,6 +87,7 @@ class Answer(Generic[T]):
     logprobs: Any = field(default=None, repr=False)
     parsed: T = None  # type: ignore[assignment]  # None is what T is where nothing is to be parsed
     constraint: ConstraintKept | None = None
+    videos: tuple[VideoInfo, ...] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -130,6 +143,7 @@ def answer_from_vqa(wire: Mapping[str, Any]) -> Answer:
         created=wire.get("created", 0),
         timing=None if timing is None else Timing(timing["time_to_first_token"], timing["total"]),
         pictures=tuple(map(_picture, wire.get("images") or ())),
+        videos=tuple(VideoInfo(**{**each, "frames": tuple(each["frames"])}) for each in wire.get("videos") or ()),
         logprobs=wire.get("logprobs"),
         constraint=_constraint(wire.get("constraint")),
     )
@@ -184,6 +198,8 @@ def usage_from(wire: Mapping[str, Any]) -> Usage:
         cached_pictures=details.get("cached_images") or 0,
         system_tokens=details.get("system_tokens") or 0,
         cached_system_tokens=details.get("cached_system_tokens") or 0,
+        video_tokens=details.get("video_tokens") or 0,
+        audio_tokens=details.get("audio_tokens") or 0,
     )
 
 

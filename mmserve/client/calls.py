@@ -15,6 +15,8 @@ from mmserve.client.constraints import Constraints, Shape, shape_of
 from mmserve.client.decision import Decision, decision_question
 from mmserve.client.pictures import PictureFile, PictureHandle, PictureLike, read_picture, read_pictures
 from mmserve.client.refusals import NOT_OURS, not_an_answer
+from mmserve.client.sounds import SoundFile, SoundLike, read_sounds
+from mmserve.client.videos import VideoFile, VideoLike, read_videos
 from mmserve.errors import InvalidField
 from mmserve.template import DEFAULT_CAPTION_PROMPT as DEFAULT_CAPTION_PROMPT
 
@@ -30,7 +32,18 @@ class Looking(TypedDict, total=False):
     max_pixels: int | None
 
 
-class Options(Looking, total=False):
+class Watching(TypedDict, total=False):
+    """Videos to ask about beside the pictures, or instead of them (``pictures`` an empty list), and which of their
+    frames the model sees: ``fps`` frames a second, at most ``max_frames``; or ``num_frames`` over the whole length. For
+    ``ask`` and ``stream``."""
+
+    video: VideoLike | Sequence[VideoLike] | None
+    fps: float | None
+    num_frames: int | None
+    max_frames: int | None
+
+
+class Options(Looking, Watching, total=False):
     """What may be said about how an answer is made; the server's defaults hold for what is left out or None.
 
     ``temperature=0`` is greedy. ``logprobs`` asks for the log-probability of each token and ``top_logprobs`` for
@@ -108,27 +121,29 @@ def split(options: Mapping[str, Any]) -> tuple[Options, Shape]:
 
 
 def ask(
-    pictures: PictureLike | Sequence[PictureLike],
+    pictures: PictureLike | Sequence[PictureLike] | None,
     question: str,
     *,
+    audio: SoundLike | Sequence[SoundLike] | None,
     system: str | None,
     model: str | None,
     options: Mapping[str, Any],
 ) -> Call[Answer]:
     plain, shape = split(options)
     fields = {"question": question, "system": system, "model": model, **shape.form}
-    files = read_pictures(pictures)
+    files, others = _read_media(pictures, plain.get("video"), audio)
 
     def write(refer: Refer) -> Mapping[str, Any]:
-        return _vqa_body(files, fields, plain, refer)
+        return _vqa_body(files, others, fields, plain, refer)
 
     return _asking("/v1/vqa", lambda response: shape.finish(answer_from_vqa(response.json())), write, files)
 
 
 def stream(
-    pictures: PictureLike | Sequence[PictureLike],
+    pictures: PictureLike | Sequence[PictureLike] | None,
     question: str,
     *,
+    audio: SoundLike | Sequence[SoundLike] | None,
     system: str | None,
     model: str | None,
     options: Options,
@@ -136,19 +151,19 @@ def stream(
 ) -> Call[None]:
     """Like :func:`ask`, with the reply streamed; ``mmserve.client.stream`` reads it."""
     fields = {"question": question, "system": system, "model": model, "stream": True, **shape.form}
-    files = read_pictures(pictures)
+    files, others = _read_media(pictures, options.get("video"), audio)
 
     def write(refer: Refer) -> Mapping[str, Any]:
-        return _vqa_body(files, fields, options, refer)
+        return _vqa_body(files, others, fields, options, refer)
 
     return _asking("/v1/vqa", _check_event_stream, write, files, streamed=True)
 
 
 def chat(messages: Iterable[Mapping[str, Any]], *, model: str | None, options: Mapping[str, Any]) -> Call[Answer]:
-    """``content`` of a message is text, a picture, or a list that mixes both.
+    """``content`` of a message is text, a picture, a sound, or a list that mixes them.
 
-    In a list a ``str`` is text, a dict is a part of the OpenAI form and goes as it is, and anything else is a picture
-    (so a picture's path must be a ``Path``).
+    In a list a ``str`` is text, a dict is a part of the OpenAI form and goes as it is, a ``SoundFile`` is a sound, and
+    anything else is a picture (so a picture's path must be a ``Path``).
     """
     plain, shape = split(options)
     said, files = _read_messages(messages)
@@ -234,13 +249,32 @@ def _file_part(file: PictureFile) -> tuple[str, tuple[str, bytes, str]]:
     return "image", (file.name, file.data, file.media_type)
 
 
+def _read_media(
+    pictures: PictureLike | Sequence[PictureLike] | None,
+    video: VideoLike | Sequence[VideoLike] | None,
+    audio: SoundLike | Sequence[SoundLike] | None,
+) -> tuple[tuple[PictureFile, ...], tuple[VideoFile | SoundFile, ...]]:
+    """The pictures, and other files: of pictures there may be none (an empty list, or ``None``) beside these. Raises as
+    ``read_pictures`` and its like do."""
+    others: tuple[VideoFile | SoundFile, ...] = (*read_videos(video), *read_sounds(audio))
+    none = pictures is None or (isinstance(pictures, list | tuple) and not pictures)
+    if none and others:
+        return (), others
+    return read_pictures(() if pictures is None else pictures), others
+
+
 def _vqa_body(
-    files: tuple[PictureFile, ...], fields: Mapping[str, Any], options: Options, refer: Refer
+    files: tuple[PictureFile, ...],
+    others: tuple[VideoFile | SoundFile, ...],
+    fields: Mapping[str, Any],
+    options: Options,
+    refer: Refer,
 ) -> dict[str, Any]:
-    given = {**fields, **options}
+    given = {**fields, **{name: value for name, value in options.items() if name != "video"}}
+    # A part without a file name is text.
+    images = [_file_part(file) if (kept := refer(file)) is None else ("image", (None, kept)) for file in files]
     return {
-        # A part without a file name is text.
-        "files": [_file_part(file) if (kept := refer(file)) is None else ("image", (None, kept)) for file in files],
+        "files": [*images, *((other.kind, (other.name, other.data, other.media_type)) for other in others)],
         "data": {name: _form_value(value) for name, value in given.items() if value is not None},
     }
 
@@ -267,6 +301,11 @@ def _chat_body(
     said: Sequence[dict[str, Any]], model: str | None, options: Options, shape: Shape, refer: Refer
 ) -> dict[str, Any]:
     """OpenAI's clients say of each picture how closely to look at it; ours say it once for all that they encode."""
+    if any(options.get(name) is not None for name in Watching.__annotations__):
+        raise InvalidField(
+            'in a conversation a video is a part of a message, {"type": "video_url", "video_url": {"url": …}}',
+            param="video",
+        )
     messages = [_written(message, refer, _looking(options)) for message in said]
     plain = {name: value for name, value in options.items() if name not in Looking.__annotations__}
     body = {"model": model, "messages": messages, **plain, **shape.body}
@@ -285,9 +324,11 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     return {**message, "content": [_part(part) for part in parts]}
 
 
-def _part(part: str | Mapping[str, Any] | PictureLike) -> dict[str, Any] | PictureFile:
+def _part(part: str | Mapping[str, Any] | SoundFile | PictureLike) -> dict[str, Any] | PictureFile:
     if isinstance(part, str):
         return {"type": "text", "text": part}
+    if isinstance(part, SoundFile):
+        return part.part()
     return dict(part) if isinstance(part, Mapping) else read_picture(part)
 
 

@@ -17,6 +17,7 @@ from mmserve.client.decision import Decision
 from mmserve.client.kept import Kept
 from mmserve.client.pictures import PictureHandle, PictureLike, read_handle
 from mmserve.client.refusals import about_picture
+from mmserve.client.sounds import SoundFile, SoundLike, read_sound
 from mmserve.client.stream import AnswerStream
 
 T = TypeVar("T")
@@ -70,14 +71,19 @@ class Client:
         by those that follow. Raises OSError for a file that cannot be read."""
         return read_handle(picture)
 
+    def sound(self, sound: SoundLike) -> SoundFile:
+        """A sound, read now, for messages of :meth:`chat`. Raises OSError for a file that cannot be read."""
+        return read_sound(sound)
+
     @overload
     def ask(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: PictureLike | Sequence[PictureLike] | None,
         question: str,
         *,
         schema: type[M],
         strict: bool | None = None,
+        audio: SoundLike | Sequence[SoundLike] | None = None,
         system: str | None = None,
         model: str | None = None,
         **options: Unpack[Options],
@@ -86,9 +92,10 @@ class Client:
     @overload
     def ask(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: PictureLike | Sequence[PictureLike] | None,
         question: str,
         *,
+        audio: SoundLike | Sequence[SoundLike] | None = None,
         system: str | None = None,
         model: str | None = None,
         **options: Unpack[AllOptions],
@@ -96,21 +103,26 @@ class Client:
 
     def ask(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: PictureLike | Sequence[PictureLike] | None,
         question: str,
         *,
+        audio: SoundLike | Sequence[SoundLike] | None = None,
         system: str | None = None,
         model: str | None = None,
         **options: Any,
     ) -> Answer[Any]:
-        """Ask about one or several pictures. ``Answer.parsed`` is an instance of ``schema`` where that is a type."""
-        return self._fetch(calls.ask(pictures, question, system=system, model=model, options=options))
+        """Ask about one or several pictures, or about ``video`` or ``audio``: one or a list, and ``pictures`` an
+        empty one.
+
+        ``Answer.parsed`` is an instance of ``schema`` where that is a type."""
+        return self._fetch(calls.ask(pictures, question, audio=audio, system=system, model=model, options=options))
 
     def stream(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: PictureLike | Sequence[PictureLike] | None,
         question: str,
         *,
+        audio: SoundLike | Sequence[SoundLike] | None = None,
         system: str | None = None,
         model: str | None = None,
         **options: Unpack[AllOptions],
@@ -119,7 +131,7 @@ class Client:
         plain, shape = calls.split(options)
 
         def open_() -> httpx.Response:
-            call = calls.stream(pictures, question, system=system, model=model, options=plain, shape=shape)
+            call = calls.stream(pictures, question, audio=audio, system=system, model=model, options=plain, shape=shape)
             return self._open(call)
 
         return AnswerStream(open_, self.base_url, shape)
@@ -129,8 +141,8 @@ class Client:
     ) -> Answer:
         """The next turn of a conversation.
 
-        Each message is ``{"role": …, "content": …}``, its content text, a picture, or a list that mixes both;
-        in a list a ``str`` is text, so a picture's path is a ``Path``.
+        Each message is ``{"role": …, "content": …}``, its content text, a picture, a sound, or a list that mixes them;
+        in a list a ``str`` is text, so a picture's path is a ``Path``, and a sound is what :meth:`sound` made.
         """
         return self._fetch(calls.chat(messages, model=model, options=options))
 

@@ -1,6 +1,6 @@
 """Engine: the loop's body. Plan, execute, update, and turn what came out into events.
 
-Single threaded but for the pool that decodes pictures; ``mmserve.engine.local`` gives it a thread and asyncio callers.
+Single threaded but for the pool that decodes media; ``mmserve.engine.local`` gives it a thread and asyncio callers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mmserve.engine.limits import check_budget, resolve_limits
 from mmserve.engine.masks import MaskFill, MaskFiller
 from mmserve.engine.output import OutputStream, ScoreSheet
 from mmserve.engine.plan import SchedulerOutput
-from mmserve.engine.runner import Masks, RunnerOutput
+from mmserve.engine.runner import Masks, Prepared, RunnerOutput
 from mmserve.engine.sampler import RowLogprobs
 from mmserve.engine.scheduler import Scheduler
 from mmserve.engine.sequence import Sequence
@@ -29,8 +29,7 @@ from mmserve.grammar.lowered import JsonStyle
 from mmserve.grammar.spec import Constraint
 from mmserve.grammar.state import GrammarState
 from mmserve.grammar.vocabulary import Vocabulary
-from mmserve.types import ContentHash, IntArray, Picture, Prompt, Request, TokenEvent
-from vision.pixels import Pixels
+from mmserve.types import ContentHash, IntArray, MediaItem, Prompt, Request, TokenEvent
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +43,8 @@ class StepRunner(Protocol):
     def row_bytes(self) -> int: ...
     @property
     def tier_slots(self) -> int: ...
-    def prepare(self, picture: Picture) -> Pixels: ...
-    def put_pixels(self, content: ContentHash, pixels: Pixels) -> None: ...
+    def prepare(self, item: MediaItem) -> Prepared: ...
+    def put_prepared(self, content: ContentHash, prepared: Prepared) -> None: ...
     def execute(self, plan: SchedulerOutput, masks: Masks | None = None) -> RunnerOutput: ...
     def close(self) -> None: ...
 
@@ -68,7 +67,7 @@ class Engine:
     """Requests in, events out, one step at a time.
 
     ``idle`` says that the last step found nothing to do: the next can do nothing either before a request comes or
-    goes or a picture is ready. ``on_wake`` is called from a decoding thread when one is, so that a sleeping loop
+    goes or a media item is ready. ``on_wake`` is called from a decoding thread when one is, so that a sleeping loop
     goes on.
     """
 
@@ -106,7 +105,7 @@ class Engine:
         self._compiler = GrammarCompiler(vocabulary, threads=config.grammar_threads, json_style=json_style)
         self._masks = MaskFiller(vocabulary.mask_words, config.grammar_threads)
         self._threads = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="mmserve-decode")
-        self._prepared: SimpleQueue[tuple[ContentHash, Future[Pixels]]] = SimpleQueue()
+        self._prepared: SimpleQueue[tuple[ContentHash, Future[Prepared]]] = SimpleQueue()
         self.on_wake = on_wake
         self.idle = True
 
@@ -162,17 +161,17 @@ class Engine:
         return self.scheduler.counters.steps > 0
 
     def step(self, *, wait: bool = False) -> list[TokenEvent]:
-        """One turn of the loop. ``wait`` blocks for a picture's decoding when nothing else can be done."""
-        events = self._collect_pictures(wait=False)
+        """One turn of the loop. ``wait`` blocks for a media item's decoding when nothing else can be done."""
+        events = self._collect_prepared(wait=False)
         plan = self.scheduler.schedule()
         self._stages.planned(plan)
-        for picture in plan.prepare:
-            self._prepare(picture)
+        for item in plan.prepare:
+            self._prepare(item)
         self.idle = not (plan.for_device or plan.prepare or events or self.scheduler.has_running)
         if plan.for_device:
             events += self._run(plan)
         elif wait and not events and self.scheduler.has_requests:
-            events += self._collect_pictures(wait=True)
+            events += self._collect_prepared(wait=True)
         if self._config.check_invariants:
             self.scheduler.check()
         return events
@@ -280,14 +279,14 @@ class Engine:
             self.scheduler.append(seq, forced)
             self._streams[seq.id].begin(forced)
 
-    def _prepare(self, picture: Picture) -> None:
-        def done(future: Future[Pixels]) -> None:
-            self._prepared.put((picture.content, future))
+    def _prepare(self, item: MediaItem) -> None:
+        def done(future: Future[Prepared]) -> None:
+            self._prepared.put((item.content, future))
             self.on_wake()
 
-        self._threads.submit(self._runner.prepare, picture).add_done_callback(done)
+        self._threads.submit(self._runner.prepare, item).add_done_callback(done)
 
-    def _collect_pictures(self, *, wait: bool) -> list[TokenEvent]:
+    def _collect_prepared(self, *, wait: bool) -> list[TokenEvent]:
         events: list[TokenEvent] = []
         while True:
             try:
@@ -300,12 +299,14 @@ class Engine:
                 continue
             error = future.exception()
             if error is None:
-                self._runner.put_pixels(content, future.result())
+                self._runner.put_prepared(content, future.result())
                 self.scheduler.prepared(content)
                 continue
             if not isinstance(error, MMServeError):
-                log.error("a picture could not be prepared", exc_info=error)
-                error = MMServeError(f"the engine failed while decoding a picture: {type(error).__name__}")
+                log.error("a media item could not be prepared", exc_info=error)
+                error = MMServeError(
+                    f"the engine failed while decoding a picture, video or sound: {type(error).__name__}"
+                )
             self._stages.dropped(content)
             events += [self._fail(seq, error) for seq in self.scheduler.preparation_failed(content)]
 

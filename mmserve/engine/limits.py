@@ -17,10 +17,11 @@ def resolve_limits(request: Request, max_model_len: int) -> Request:
     prompt, sampling = len(request.prompt), request.sampling
     answer = 0 if request.score_from is not None else 1
     if prompt + answer > max_model_len:
+        media = sum(r.end - r.start for r in request.prompt.ranges)
         raise PromptTooLong(
-            f"the prompt has {prompt} tokens, {request.prompt.picture_tokens} of them for pictures, but this model's "
-            f"maximum context length is {max_model_len}, its answer included: shorten the text, or send fewer or "
-            "smaller pictures"
+            f"the prompt has {prompt} tokens, {media} of them for pictures or other media, but this model's maximum "
+            f"context length is {max_model_len}, its answer included: shorten the text, or send fewer or smaller "
+            "pictures"
         )
     if request.score_from is not None:
         _check_score(request, request.score_from)

@@ -122,4 +122,6 @@ def usage_of(seq: RequestState) -> Usage:
         cached_pictures=seq.cached_pictures,
         system_tokens=prompt.system_tokens,
         cached_system_tokens=min(cached, prompt.system_tokens),
+        video_tokens=prompt.tokens_of("video"),
+        audio_tokens=prompt.tokens_of("audio"),
     )

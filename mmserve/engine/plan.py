@@ -6,12 +6,13 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 from mmserve.cache.tier import SlotCopy
-from mmserve.types import ContentHash, IntArray, Picture, SamplingParams
+from mmserve.sampling import SamplingParams
+from mmserve.types import ContentHash, IntArray, MediaItem
 
 
 @dataclass(frozen=True, slots=True)
-class PictureSlice:
-    """Rows ``first_row <= r < first_row + count`` of a picture stand at offset ``at`` of a chunk."""
+class RowSlice:
+    """Rows ``first_row <= r < first_row + count`` of a media item stand at offset ``at`` of a chunk."""
 
     content: ContentHash
     first_row: int
@@ -50,7 +51,7 @@ class Chunk:
     token_ids: IntArray
     positions: IntArray
     slots: IntArray
-    pictures: tuple[PictureSlice, ...] = ()
+    media: tuple[RowSlice, ...] = ()
     row: SamplingRow | None = None
     scored: tuple[int, int] = (0, 0)
     targets: IntArray | None = None
@@ -64,13 +65,14 @@ class Chunk:
 @dataclass(frozen=True, slots=True, eq=False)
 class SchedulerOutput:
     """One step, in the order in which the runner takes it: save slots to the second tier before they are written
-    again, fetch from it, forget rows and pixels, decode pictures (in threads, for later steps), encode pictures, then
-    run prefill and decode chunks together. ``fetch`` is by sequence; what it brings is used from the next step on."""
+    again, fetch from it, forget rows and what was prepared, prepare media (in threads, for later steps), encode media,
+    then run prefill and decode chunks together. ``fetch`` is by sequence; what it brings is used from the next step on.
+    """
 
     save: tuple[SlotCopy, ...] = ()
     fetch: tuple[tuple[str, SlotCopy], ...] = ()
     forget: tuple[ContentHash, ...] = ()
-    prepare: tuple[Picture, ...] = ()
+    prepare: tuple[MediaItem, ...] = ()
     encode: tuple[ContentHash, ...] = ()
     prefill: tuple[Chunk, ...] = ()
     decode: tuple[Chunk, ...] = ()

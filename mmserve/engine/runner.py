@@ -1,7 +1,7 @@
 """Runner: the only owner of the device. Executes plans; decides nothing.
 
-Owns the weights, the KV cache's memory, prepared pixels and embedding rows (keyed by content, forgotten when the plan
-says so). Torch backend: plain ops, no graphs.
+Owns the weights, the KV cache's memory, prepared media and their embedding rows (keyed by content, forgotten when the
+plan says so). Torch backend: plain ops, no graphs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,12 +28,10 @@ from mmserve.config import EngineConfig
 from mmserve.engine.plan import Chunk, SchedulerOutput
 from mmserve.engine.room import LEAST_SLOTS, check_room
 from mmserve.engine.sampler import Allowed, RowLogprobs, sample, score
-from mmserve.errors import ConfigError, UnsupportedPicture
-from mmserve.models.batch import Decoder, ForwardBatch, Model
+from mmserve.errors import ConfigError, UnsupportedMedia, UnsupportedPicture
+from mmserve.models.batch import Decoder, ForwardBatch, Model, Tower
 from mmserve.models.families import build_model
-from mmserve.types import ContentHash, IntArray, Picture
-from vision.decode import decode
-from vision.pixels import Pixels, processor_for
+from mmserve.types import ContentHash, IntArray, MediaItem
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +48,14 @@ class RunnerOutput:
     damaged: frozenset[str] = frozenset()
     times: StepTimes | None = None
     scores: dict[str, list[RowLogprobs]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """What a media item was made into, and the tower that takes it. Lies on the host."""
+
+    tower: Tower[Any, Any]
+    values: Any
 
 
 class Masks(Protocol):
@@ -92,14 +98,13 @@ class Runner:
         tier: tuple[HostStore, int] | None = None,
     ) -> None:
         self._decoder = model.decoder
-        self._encoder = model.encoder
-        self._processor = model.pixels
+        self._towers = model.towers
         self._kv = kv
         self._device = device
         self._store: HostStore | None = tier[0] if tier else None
         self.tier_slots = tier[1] if tier else 0
         self._dtype = kv.keys[0].dtype
-        self._pixels: dict[ContentHash, Pixels] = {}
+        self._prepared: dict[ContentHash, Prepared] = {}
         self._rows: dict[ContentHash, Tensor] = {}
 
     @property
@@ -108,7 +113,7 @@ class Runner:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one picture row."""
+        """Bytes of one media row."""
         return self._decoder.row_width * self._dtype.itemsize
 
     @property
@@ -116,15 +121,17 @@ class Runner:
         """The number of logits."""
         return self._decoder.vocab_size
 
-    def prepare(self, picture: Picture) -> Pixels:
-        """Decode a picture and cut it in patches. Thread safe. Raises ``PictureError``."""
-        if self._processor is None:
+    def prepare(self, item: MediaItem) -> Prepared:
+        """Decode a media item to what its tower takes. Thread safe. Raises ``MediaError``."""
+        tower = self._towers.get(item.kind)
+        if tower is None and not self._towers:
             raise UnsupportedPicture("this model reads text only: leave the pictures out, or ask a model that sees")
-        processor = processor_for(self._processor, picture.detail)
-        return processor(decode(picture.data, picture.header), picture.grid)
+        if tower is None:
+            raise UnsupportedMedia(f"this model takes {' and '.join(self._towers)} only, no {item.kind}")
+        return Prepared(tower, tower.prepare(item))
 
-    def put_pixels(self, content: ContentHash, pixels: Pixels) -> None:
-        self._pixels[content] = pixels
+    def put_prepared(self, content: ContentHash, prepared: Prepared) -> None:
+        self._prepared[content] = prepared
 
     @torch.inference_mode()
     def execute(self, plan: SchedulerOutput, masks: Masks | None = None) -> RunnerOutput:
@@ -133,7 +140,7 @@ class Runner:
         fetch_seconds = clock.lap()
         for content in plan.forget:
             self._rows.pop(content, None)
-            self._pixels.pop(content, None)
+            self._prepared.pop(content, None)
         rows = self._encode(plan.encode) if plan.encode else 0
         encode_seconds = clock.lap()
         tokens, logprobs, scores = self._compute(plan.chunks, masks)
@@ -188,11 +195,15 @@ class Runner:
         )
 
     def _encode(self, contents: Sequence[ContentHash]) -> int:
-        """Make and keep the rows of prepared pictures; returns how many."""
-        assert self._encoder is not None, "pixels were prepared for a model that has no eyes"
-        rows = self._encoder.encode([self._pixels.pop(content) for content in contents])
-        self._rows.update(zip(contents, rows, strict=True))
-        return sum(len(each) for each in rows)
+        """Make and keep the rows of prepared media, those of one encoder together; returns how many."""
+        taken = [(content, self._prepared.pop(content)) for content in contents]
+        made = 0
+        for encoder in {id(prepared.tower.encoder): prepared.tower.encoder for _, prepared in taken}.values():
+            its = [(content, prepared.values) for content, prepared in taken if prepared.tower.encoder is encoder]
+            rows = encoder.encode([values for _, values in its])
+            self._rows.update(zip((content for content, _ in its), rows, strict=True))
+            made += sum(map(len, rows))
+        return made
 
     def _batch(self, chunks: Sequence[Chunk]) -> ForwardBatch:
         lengths = [len(chunk.token_ids) for chunk in chunks]
@@ -203,21 +214,21 @@ class Runner:
             wanted += range(begin + chunk.scored[0], begin + chunk.scored[1])
         new_slots = np.concatenate([chunk.slots[chunk.start :] for chunk in chunks])
         slots = [torch.from_numpy(chunk.slots) for chunk in chunks]
-        rows, index = self._picture_rows(chunks, (ends - lengths).tolist())
+        rows, index = self._media_rows(chunks, (ends - lengths).tolist())
         return ForwardBatch(
             input_ids=self._tensor(np.concatenate([chunk.token_ids for chunk in chunks])),
             positions=self._tensor(np.concatenate([chunk.positions for chunk in chunks], axis=1)),
             slots=self._tensor(new_slots),
             attention=plan_attention(slots, lengths, self._device, self._dtype),
             logits_index=self._tensor(np.asarray(wanted, dtype=np.int64)),
-            picture_rows=rows,
-            picture_index=index,
+            media_rows=rows,
+            media_index=index,
         )
 
-    def _picture_rows(self, chunks: Sequence[Chunk], starts: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
+    def _media_rows(self, chunks: Sequence[Chunk], starts: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
         rows, index = [], []
         for chunk, start in zip(chunks, starts, strict=True):
-            for piece in chunk.pictures:
+            for piece in chunk.media:
                 rows.append(self._rows[piece.content][piece.first_row : piece.first_row + piece.count])
                 index.append(np.arange(start + piece.at, start + piece.at + piece.count))
         if not rows:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from kernels.mask import apply_token_bitmask
 from mmserve.engine.plan import SamplingRow
-from mmserve.types import IntArray, SamplingParams
+from mmserve.sampling import SamplingParams
+from mmserve.types import IntArray
 
 FIRST_CANDIDATES = 32
 """How many best tokens a filtered row looks at first; it looks at more only when its filters may keep more."""
@@ -66,7 +67,7 @@ class Sampled:
 def sample(logits: Tensor, rows: Sequence[SamplingRow], allowed: Allowed | None = None) -> Sampled:
     """Choose one token for each row of ``logits``, float32 ``(B, V)``, which is left as it is.
 
-    In the order that :class:`mmserve.types.SamplingParams` states, with what a grammar allows after the penalties.
+    In the order that :class:`mmserve.sampling.SamplingParams` states, with what a grammar allows after the penalties.
     Among equal logits the lowest id counts as the better: greedy takes it, ``top_k`` keeps exactly k, and ``top_p``
     keeps the fewest tokens that reach it.
     """

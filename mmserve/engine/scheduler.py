@@ -2,7 +2,7 @@
 
 Plan, execute, update: ``schedule`` returns a frozen plan, the runner executes it, ``update`` notes that it ran. One
 token budget a step is shared by decodes, prefill chunks and new sequences, in this order; encoder work has its own.
-Waiting sequences hold no slots: they wait for pictures (``PictureWork``) or for a prefix that another sequence is
+Waiting sequences hold no slots: they wait for media (``MediaWork``) or for a prefix that another sequence is
 prefilling just now, and look again after every step. ``WaitingQueue`` says who is looked at next. What eviction takes
 from the device goes to the second tier, and comes back in a step of its own before its sequence computes the rest.
 """
@@ -20,12 +20,12 @@ from mmserve.cache.pages import SlotPool
 from mmserve.cache.radix import RadixCache
 from mmserve.cache.tier import SecondTier, SlotCopy
 from mmserve.config import EngineConfig
-from mmserve.engine.encoding import PictureWork
+from mmserve.engine.encoding import MediaWork
 from mmserve.engine.metrics import Counters
 from mmserve.engine.plan import Chunk, SchedulerOutput
 from mmserve.engine.queue import WaitingQueue
 from mmserve.engine.sequence import Phase, Sequence
-from mmserve.types import ContentHash, IntArray, Picture, Request
+from mmserve.types import ContentHash, IntArray, MediaItem, Request
 
 SCORED_TOKENS = 256
 """Most tokens of one sequence in a step where their logits are wanted; each takes a whole row of the vocabulary."""
@@ -37,8 +37,8 @@ ADMISSION_WINDOW = 128
 class Scheduler:
     """The state of all requests, the caches' bookkeeping, and the plan of each step.
 
-    ``num_slots`` KV slots; ``tier_slots`` of the second tier, 0 for none; ``row_bytes`` the size of one picture row;
-    ``eos_ids`` what ``min_tokens`` bans; with ``whole_pictures`` no chunk cuts a picture, though it exceed the budget.
+    ``num_slots`` KV slots; ``tier_slots`` of the second tier, 0 for none; ``row_bytes`` the size of one media row;
+    ``eos_ids`` what ``min_tokens`` bans; with ``whole_pictures`` no chunk cuts an item, though it exceed the budget.
     One thread owns it. Every added request stays until ``end`` is called for it.
     """
 
@@ -60,11 +60,11 @@ class Scheduler:
         self._interner = Interner()
         self.tree = RadixCache(self.pool, self._interner)
         self.encoder_cache = EncoderCache(config.encoder_cache_bytes)
-        self._work = PictureWork(
+        self._work = MediaWork(
             self.encoder_cache,
             row_bytes=row_bytes,
-            step_patches=config.encode_patches,
-            window_patches=4 * config.encode_patches,
+            step_work=config.encode_patches,
+            window_work=4 * config.encode_patches,
         )
         self._sequences: dict[str, Sequence] = {}
         self._waiting = WaitingQueue()
@@ -83,7 +83,7 @@ class Scheduler:
         """Take a request whose ``sampling.seed`` is set. ``positions`` is int64 ``(axes, len(prompt))``."""
         if request.id in self._sequences:
             raise ValueError(f"a request with id {request.id!r} is in the engine already")
-        numbers = tuple(self._interner.intern(picture.content) for picture in request.prompt.pictures)
+        numbers = tuple(self._interner.intern(item.content) for item in request.prompt.media)
         self._arrivals += 1
         seq = Sequence(request, numbers, positions, next_position, self._arrivals)
         self._sequences[seq.id] = seq
@@ -106,15 +106,15 @@ class Scheduler:
         self._interner.release(seq.numbers)
         seq.phase = Phase.ENDED
 
-    # -- pictures -----------------------------------------------------------------------------------------------
+    # -- media -------------------------------------------------------------------------------------------------
 
     def prepared(self, content: ContentHash) -> None:
-        """A thread has decoded and patched a picture."""
+        """A thread has decoded an item."""
         self.counters.pictures_decoded += 1
         self._work.prepared(content)
 
     def preparation_failed(self, content: ContentHash) -> list[Sequence]:
-        """A picture cannot be decoded: returns the sequences that wanted it, to be ended by the caller."""
+        """An item cannot be decoded: returns the sequences that wanted it, to be ended by the caller."""
         victims = [self._sequences[waiter] for waiter in self._work.failed(content)]
         for seq in victims:
             seq.wanted.remove(content)
@@ -146,7 +146,7 @@ class Scheduler:
             save=self._take_saves(),
             fetch=self._take_fetches(),
             forget=self.encoder_cache.take_dropped() + self._work.take_forget(),
-            prepare=self._start_pictures(window),
+            prepare=self._start_media(window),
             encode=encode,
             prefill=tuple(chunk for seq, chunk in chunks if seq.in_prefill),
             decode=tuple(chunk for seq, chunk in chunks if not seq.in_prefill),
@@ -268,27 +268,27 @@ class Scheduler:
         assert references == self._interner.references()
         assert waiters == self._work.all_waiters()
 
-    # -- pictures, inside ---------------------------------------------------------------------------------------
+    # -- media, inside -----------------------------------------------------------------------------------------
 
     def _look_up(self, seq: Sequence) -> int:
-        """Find the cached prefix, in either tier, and hold or want the pictures behind it. Returns its length."""
+        """Find the cached prefix, in either tier, and hold or want the media behind it. Returns its length."""
         seq.looked_up = True
         match = self.tree.match(seq.key, seq.spans, salt=seq.salt, limit=seq.reusable) if self._config.reuse else None
         hit = match.length if match else 0
         if self.tier is not None:
             hit = self.tier.reach(seq.reusable_key, seq.spans, salt=seq.salt, hit=hit)
-        pictures = seq.request.prompt.pictures
-        needed = {pictures[i].content: pictures[i] for i in seq.pictures_from(hit)}
+        media = seq.request.prompt.media
+        needed = {media[i].content: media[i] for i in seq.media_from(hit)}
         for content in (seq.held | seq.wanted) - needed.keys():
             self._let_go(seq, content)
-        for content, picture in needed.items():
+        for content, item in needed.items():
             if content in seq.held or content in seq.wanted:
                 continue
             if content in self.encoder_cache:
                 self._hold(seq, content)
                 continue
             seq.wanted.add(content)
-            if self._work.want(picture, seq.id):
+            if self._work.want(item, seq.id):
                 seq.started.add(content)
         return hit
 
@@ -307,8 +307,8 @@ class Scheduler:
     def _release_passed(self, seq: Sequence) -> None:
         """Let go of rows that the sequence's keys and values have taken up."""
         if seq.held:
-            pictures = seq.request.prompt.pictures
-            ahead = {pictures[i].content for i in seq.pictures_from(seq.computed)}
+            media = seq.request.prompt.media
+            ahead = {media[i].content for i in seq.media_from(seq.computed)}
             for content in seq.held - ahead:
                 self._let_go(seq, content)
 
@@ -321,10 +321,12 @@ class Scheduler:
                 self._hold(seq, content)
         return tuple(encode)
 
-    def _start_pictures(self, window: Iterable[Sequence]) -> tuple[Picture, ...]:
+    def _start_media(self, window: Iterable[Sequence]) -> tuple[MediaItem, ...]:
         wanting = [seq for seq in window if seq.wanted]
-        urgent = wanting[0].wanted if wanting else ()
-        return self._work.start(tuple(urgent), (content for seq in wanting for content in seq.wanted))
+        return self._work.start(
+            [content for seq in wanting[:1] for content in seq.wanted_in_order()],
+            (content for seq in wanting[1:] for content in seq.wanted_in_order()),
+        )
 
     # -- slots, inside ------------------------------------------------------------------------------------------
 
@@ -388,7 +390,7 @@ class Scheduler:
     def _admit(self, window: Iterable[Sequence], plan: dict[str, Chunk], budget: int) -> None:
         """Start waiting sequences, in the window's order, while tokens, places and slots are left.
 
-        One whose pictures or prefix are being made is passed over, and the sweep stays with it; one that lacks slots
+        One whose media or prefix are being made is passed over, and the sweep stays with it; one that lacks slots
         ends the search, so that smaller ones behind it cannot starve it.
         """
         passed_over = False
@@ -455,16 +457,16 @@ class Scheduler:
         prompt, hit = seq.request.prompt, min(seq.computed, seq.prompt_length)
         seq.cached_tokens = hit
         seq.cached_pictures = sum(picture.content not in seq.started for picture in prompt.pictures)
-        from_pictures = sum(max(0, min(r.end, hit) - r.start) for r in prompt.ranges)
+        from_media = sum(max(0, min(r.end, hit) - r.start) for r in prompt.ranges)
         from_system = min(hit, prompt.system_tokens)
         counters = self.counters
         counters.prompt_tokens += seq.prompt_length
         counters.cached_tokens += hit
-        counters.cached_picture_tokens += from_pictures
+        counters.cached_picture_tokens += from_media
         counters.cached_system_tokens += from_system
-        counters.cached_history_tokens += hit - from_pictures - from_system
-        counters.pictures += len(prompt.pictures)
-        counters.pictures_reused += seq.cached_pictures
+        counters.cached_history_tokens += hit - from_media - from_system
+        counters.pictures += len(prompt.media)
+        counters.pictures_reused += sum(item.content not in seq.started for item in prompt.media)
 
     # -- second tier, inside ------------------------------------------------------------------------------------
 
@@ -496,7 +498,7 @@ class Scheduler:
         assert tier is not None
         if damaged:
             self.counters.tier_damaged += 1
-            self._preempt(seq)  # its pictures may be needed after all; the queue sorts that out
+            self._preempt(seq)  # its media may be needed after all; the queue sorts that out
             tier.tree.flush()
             return
         seq.loan = None

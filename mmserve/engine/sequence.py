@@ -7,10 +7,10 @@ from enum import Enum, auto
 
 import numpy as np
 
-from mmserve.cache.key import Spans, build_key, first_rows, picture_spans
+from mmserve.cache.key import Spans, build_key, first_rows, media_spans
 from mmserve.cache.radix import Handle
 from mmserve.cache.tier import Loan
-from mmserve.engine.plan import Chunk, PictureSlice, SamplingRow
+from mmserve.engine.plan import Chunk, RowSlice, SamplingRow
 from mmserve.types import ContentHash, IntArray, Request
 
 
@@ -24,7 +24,7 @@ class Sequence:
     """One request on its way.
 
     Positions ``< computed`` have keys and values in ``slots``; of these the first ``handle.length`` belong to the tree
-    and the others, up to ``reserved``, to this sequence. ``wanted`` are pictures whose rows are being made for
+    and the others, up to ``reserved``, to this sequence. ``wanted`` are media items whose rows are being made for
     it, ``held`` those whose rows it keeps in the encoder cache. ``loan`` is what a step is fetching for it from the
     second tier.
     """
@@ -36,7 +36,7 @@ class Sequence:
         self.numbers = numbers
         self.arrival = arrival
         self.seed = request.sampling.seed or 0
-        self.spans: Spans = picture_spans(request.prompt.ranges, numbers)
+        self.spans: Spans = media_spans(request.prompt.ranges, numbers)
         self.phase = Phase.WAITING
         self.handle: Handle | None = None
         self.computed = 0
@@ -144,10 +144,14 @@ class Sequence:
             wider[: self.reserved] = self._slots[: self.reserved]
             self._slots = wider
 
-    def pictures_from(self, position: int) -> list[int]:
-        """Indices of the prompt's pictures with a row at or behind ``position``, in order, each once."""
-        found = {r.picture: None for r in self.request.prompt.ranges if r.end > position}
+    def media_from(self, position: int) -> list[int]:
+        """Indices of the prompt's media items with a row at or behind ``position``, in order, each once."""
+        found = {r.item: None for r in self.request.prompt.ranges if r.end > position}
         return list(found)
+
+    def wanted_in_order(self) -> list[ContentHash]:
+        """``wanted`` in the order of the prompt, in which a video's blocks are best decoded."""
+        return [item.content for item in self.request.prompt.media if item.content in self.wanted]
 
     def chunk(self, tokens: int, banned: tuple[int, ...]) -> Chunk:
         """The next ``tokens`` tokens as work; their slots must be reserved."""
@@ -168,7 +172,7 @@ class Sequence:
             token_ids=self._ids[start:stop],
             positions=self._positions_of(start, stop),
             slots=self._slots[:stop],
-            pictures=tuple(self._slices(start, stop)) if start < self.prompt_length else (),
+            media=tuple(self._slices(start, stop)) if start < self.prompt_length else (),
             row=row,
             scored=scored,
             targets=targets,
@@ -185,13 +189,13 @@ class Sequence:
         generated = np.broadcast_to(behind + self._next_position, (len(self._positions), len(behind)))
         return np.concatenate([prompt, generated], axis=1) if prompt.shape[1] else generated
 
-    def _slices(self, start: int, stop: int) -> list[PictureSlice]:
+    def _slices(self, start: int, stop: int) -> list[RowSlice]:
         slices = []
-        for (low, high, picture), first in zip(self.request.prompt.ranges, self._first_rows, strict=True):
+        for (low, high, item), first in zip(self.request.prompt.ranges, self._first_rows, strict=True):
             begin, end = max(low, start), min(high, stop)
             if begin < end:
-                content = self.request.prompt.pictures[picture].content
-                slices.append(PictureSlice(content, first + begin - low, end - begin, begin - start))
+                content = self.request.prompt.media[item].content
+                slices.append(RowSlice(content, first + begin - low, end - begin, begin - start))
         return slices
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from mmserve.engine.plan import SchedulerOutput
 from mmserve.types import ContentHash, Prompt, Stages
 
-REMEMBERED_PICTURES = 1024
-"""A picture that was made longer ago than so many others is not found again for a request that still waits."""
+REMEMBERED_ITEMS = 1024
+"""An item that was made longer ago than so many others is not found again for a request that still waits."""
 
 
 @dataclass(slots=True)
@@ -25,7 +25,7 @@ class _Passage:
 class StageClock:
     """Times of the requests in the engine, in seconds of ``clock``. The engine's thread owns it.
 
-    A step costs a look at each prefill chunk and picture in its plan; decodes cost nothing.
+    A step costs a look at each prefill chunk and media item in its plan; decodes cost nothing.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -36,7 +36,7 @@ class StageClock:
         self._encoded: OrderedDict[ContentHash, tuple[float, float]] = OrderedDict()
 
     def added(self, request_id: str, prompt: Prompt) -> None:
-        contents = frozenset(picture.content for picture in prompt.pictures)
+        contents = frozenset(item.content for item in prompt.media)
         self._passages[request_id] = _Passage(contents, self._clock())
 
     def planned(self, plan: SchedulerOutput) -> None:
@@ -47,8 +47,8 @@ class StageClock:
         if not (plan.prefill or plan.prepare or plan.fetch):
             return
         now = self._clock()
-        for picture in plan.prepare:
-            self._started[picture.content] = now
+        for item in plan.prepare:
+            self._started[item.content] = now
         for sequence_id in [chunk.sequence_id for chunk in plan.prefill] + [fetch[0] for fetch in plan.fetch]:
             passage = self._passages.get(sequence_id)
             if passage is not None and passage.admitted is None:
@@ -56,19 +56,19 @@ class StageClock:
                 self._newly_admitted.append(passage)
 
     def executed(self, plan: SchedulerOutput) -> None:
-        """The plan ran: its pictures have their rows. A step encodes before it computes, so these may be its own."""
+        """The plan ran: its media have their rows. A step encodes before it computes, so these may be its own."""
         if plan.encode:
             now = self._clock()
             for content in plan.encode:
                 self._encoded[content] = (self._started.pop(content, now), now)
                 self._encoded.move_to_end(content)
-            while len(self._encoded) > REMEMBERED_PICTURES:
+            while len(self._encoded) > REMEMBERED_ITEMS:
                 self._encoded.popitem(last=False)
         for passage in self._newly_admitted:
             passage.encoding = self._encoding(passage)
 
     def dropped(self, content: ContentHash) -> None:
-        """A picture could not be decoded or encoded."""
+        """An item could not be decoded or encoded."""
         self._started.pop(content, None)
 
     def end(self, request_id: str) -> Stages | None:
@@ -79,7 +79,7 @@ class StageClock:
         return Stages(passage.added, passage.admitted, passage.encoding)
 
     def _encoding(self, passage: _Passage) -> tuple[float, float] | None:
-        """From the start of the first to the end of the last picture that was made while the request waited."""
+        """From the start of the first to the end of the last item that was made while the request waited."""
         spans = [self._encoded[content] for content in passage.contents if content in self._encoded]
         during = [(max(start, passage.added), end) for start, end in spans if end > passage.added]
         return (min(start for start, _ in during), max(end for _, end in during)) if during else None

@@ -1,4 +1,4 @@
-"""What programs are written with: ``gen``, ``select``, ``image`` and the roles."""
+"""What programs are written with: ``gen``, ``select``, ``image``, ``video``, ``audio`` and the roles."""
 
 from __future__ import annotations
 
@@ -6,15 +6,30 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmserve.errors import InvalidConstraint, InvalidField
-from mmserve.lang.calls import Options
+from mmserve.lang.calls import Options, Watched
 from mmserve.lang.errors import calling_place
-from mmserve.lang.expressions import ROLES, Begin, End, Expr, ExprLike, Gen, Image, Select, Turned, as_expr
-from mmserve.lang.pictures import picture_source
+from mmserve.lang.expressions import (
+    ROLES,
+    Audio,
+    Begin,
+    End,
+    Expr,
+    ExprLike,
+    Gen,
+    Image,
+    Select,
+    Turned,
+    Video,
+    as_expr,
+)
+from mmserve.lang.pictures import picture_source, sound_source, video_source
 
 if TYPE_CHECKING:
     import re
 
     from mmserve.client.pictures import PictureLike
+    from mmserve.client.sounds import SoundLike
+    from mmserve.client.videos import VideoLike
     from mmserve.grammar.spec import Constraint
     from mmserve.types import Detail
 
@@ -123,6 +138,36 @@ def image(
     cannot be fetched fails the generations that need it.
     """
     return Image(picture_source(picture), calling_place("image"), _detail(detail, min_pixels, max_pixels))
+
+
+def video(
+    source: VideoLike,
+    num_frames: int | None = None,
+    *,
+    fps: float | None = None,
+    max_frames: int | None = None,
+) -> Expr:
+    """A video: a path, the bytes of a file, a file object, a data URI, or an address (``https://…``), which is fetched
+    by this process. For models that take videos.
+
+    The model sees ``num_frames`` frames over the whole length; or ``fps`` a second (by default 2), at most
+    ``max_frames``. Raises OSError for a file that cannot be read, TypeError for what is no video and ``InvalidField``
+    for numbers out of range; an address that cannot be fetched fails the generations that need it.
+    """
+    from mmserve.types import VideoPart
+
+    VideoPart(b"", fps, num_frames, max_frames)  # judges the numbers
+    return Video(video_source(source), calling_place("video"), Watched(num_frames, fps, max_frames))
+
+
+def audio(sound: SoundLike) -> Expr:
+    """A sound: a path, the bytes of a file, a file object, a data URI, or an address (``https://…``), which is fetched
+    by this process. For models that hear.
+
+    Raises OSError for a file that cannot be read and TypeError for what is no sound; an address that cannot be fetched
+    fails the generations that need it.
+    """
+    return Audio(sound_source(sound), calling_place("audio"))
 
 
 def _detail(level: str, min_pixels: int | None, max_pixels: int | None) -> Detail | None:

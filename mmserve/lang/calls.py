@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from mmserve.grammar.spec import Constraint
-    from mmserve.types import Detail, TokenEvent, Usage
+    from mmserve.types import Detail, MediaKind, TokenEvent, Usage
 
 DEFAULT_MAX_TOKENS = 128
 """What a ``gen`` that says nothing may write; one with a constraint gets what is left of the context instead."""
@@ -56,11 +56,27 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Watched:
+    """Which frames of a video the model sees: see ``mmserve.types.VideoPart``."""
+
+    num_frames: int | None = None
+    fps: float | None = None
+    max_frames: int | None = None
+
+    def said(self) -> dict[str, int | float]:
+        """What was asked for, by its name on the wire."""
+        wishes = {"num_frames": self.num_frames, "fps": self.fps, "max_frames": self.max_frames}
+        return {name: value for name, value in wishes.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Shown:
-    """A picture: the bytes of its file, and how closely to look at it."""
+    """A picture, a video or a sound: the bytes of its file, and how closely to look at it."""
 
     data: bytes = field(repr=False)
     detail: Detail | None = None
+    kind: MediaKind = "image"
+    watched: Watched = Watched()
 
 
 Part: TypeAlias = Said | Shown

@@ -19,13 +19,13 @@ from typing import Any, TypeVar
 from mmserve.errors import EngineUnavailable, PromptTooLong, RequestCancelled
 from mmserve.lang.calls import DEFAULT_MAX_TOKENS, Backend, GenerateCall, Options, Said, ScoreCall, Shown
 from mmserve.lang.draft import Draft, resolve
-from mmserve.lang.expressions import Gen, Image, Select
+from mmserve.lang.expressions import Gen, Media, Select
 from mmserve.lang.log import Log
 from mmserve.lang.loop import program_loop
-from mmserve.lang.pictures import fetch_picture
+from mmserve.lang.pictures import fetch_picture, fetch_sound, fetch_video
 from mmserve.lang.slots import MetaInfo, Slot, Variable
 from mmserve.probabilities import label_mass, softmax
-from mmserve.types import Detail, TokenEvent, TokenLogprob, Usage
+from mmserve.types import TokenEvent, TokenLogprob, Usage
 
 T = TypeVar("T")
 
@@ -62,10 +62,10 @@ class Run:
         self._start(variable, partial(_selected, self.backend, select, draft, ends_turn, variable))
         return variable
 
-    def fetch(self, image: Image) -> Slot[Shown]:
-        assert isinstance(image.source, str)
-        slot: Slot[Shown] = Slot(image.place)
-        self._start(slot, partial(_fetched, image.source, image.detail))
+    def fetch(self, media: Media) -> Slot[Shown]:
+        assert isinstance(media.source, str)
+        slot: Slot[Shown] = Slot(media.place)
+        self._start(slot, partial(_fetched, media.source, media))
         return slot
 
     def owns(self, transcript: Log[Any]) -> None:
@@ -130,8 +130,9 @@ class Run:
             task.cancel()
 
 
-async def _fetched(url: str, detail: Detail | None) -> Shown:
-    return Shown(await fetch_picture(url), detail)
+async def _fetched(url: str, media: Media) -> Shown:
+    fetch = {"image": fetch_picture, "video": fetch_video, "audio": fetch_sound}[media.kind]
+    return media.shown(await fetch(url))
 
 
 async def _generated(backend: Backend, gen: Gen, defaults: Options, draft: Draft, variable: Variable) -> Said:

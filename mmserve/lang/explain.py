@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
-from mmserve.lang.calls import Backend, Context, GenerateCall, Options, Said, ScoreCall, Scores
+from mmserve.lang.calls import Backend, Context, GenerateCall, Options, Said, ScoreCall, Scores, Shown
 from mmserve.lang.execution import Run
 from mmserve.lang.state import ProgramState
 from mmserve.lang.transcript import Transcript
@@ -79,7 +79,7 @@ class Probe:
 def _segments(context: Context) -> list[str]:
     parts = [(turn.role, part) for turn in context.turns for part in turn.parts]
     parts += [("assistant", part) for part in context.opening]
-    return [f"{role:<9} {_excerpt(part.text) if isinstance(part, Said) else _size(part.data)}" for role, part in parts]
+    return [f"{role:<9} {_excerpt(part.text) if isinstance(part, Said) else _size(part)}" for role, part in parts]
 
 
 def _excerpt(text: str) -> str:
@@ -87,8 +87,11 @@ def _excerpt(text: str) -> str:
     return flat if len(flat) <= _EXCERPT else flat[:_EXCERPT] + "…'"
 
 
-def _size(data: bytes) -> str:
-    return f"<picture of {len(data)} bytes>"
+_NAMES = {"image": "picture", "video": "video", "audio": "sound"}
+
+
+def _size(part: Shown) -> str:
+    return f"<{_NAMES[part.kind]} of {len(part.data)} bytes>"
 
 
 def _common(one: list[str], other: list[str]) -> int:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
-from mmserve.lang.calls import Options
+from mmserve.lang.calls import Options, Shown, Watched
 from mmserve.lang.errors import Place
 
 if TYPE_CHECKING:
     from mmserve.grammar.spec import Constraint
     from mmserve.lang.state import ProgramGroup
-    from mmserve.types import Detail
+    from mmserve.types import Detail, MediaKind
 
 ROLES = ("system", "user", "assistant")
 
@@ -44,6 +44,45 @@ class Image(Expr):
     source: bytes | str = field(repr=False)
     place: Place
     detail: Detail | None = None
+
+    kind: ClassVar[MediaKind] = "image"
+
+    def shown(self, data: bytes) -> Shown:
+        """It, once its bytes are here."""
+        return Shown(data, self.detail)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Audio(Expr):
+    """A sound: the bytes of its file, or an address to fetch it from."""
+
+    source: bytes | str = field(repr=False)
+    place: Place
+
+    kind: ClassVar[MediaKind] = "audio"
+
+    def shown(self, data: bytes) -> Shown:
+        """It, once its bytes are here."""
+        return Shown(data, kind="audio")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Video(Expr):
+    """A video: the bytes of its file, or an address to fetch it from, and which of its frames the model sees."""
+
+    source: bytes | str = field(repr=False)
+    place: Place
+    watched: Watched
+
+    kind: ClassVar[MediaKind] = "video"
+
+    def shown(self, data: bytes) -> Shown:
+        """It, once its bytes are here."""
+        return Shown(data, kind="video", watched=self.watched)
+
+
+Media: TypeAlias = Image | Video | Audio
+"""What a program shows a model besides text."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,7 +17,19 @@ from mmserve.config import EngineConfig, Limits
 from mmserve.errors import EngineUnavailable, MMServeError
 from mmserve.lang.calls import Context, GenerateCall, Said, ScoreCall, Scores, Shown
 from mmserve.lang.loop import program_loop
-from mmserve.types import ImagePart, Message, Prompt, Request, SamplingParams, TextPart, TokenEvent, Usage
+from mmserve.sampling import SamplingParams
+from mmserve.types import (
+    AudioPart,
+    ImagePart,
+    MediaPart,
+    Message,
+    Prompt,
+    Request,
+    TextPart,
+    TokenEvent,
+    Usage,
+    VideoPart,
+)
 
 if TYPE_CHECKING:
     from mmserve.engine.client import EngineClient
@@ -171,14 +183,19 @@ def _history(parts: Parts, context: Context) -> Prompt:
     messages = [
         Message(
             turn.role,
-            tuple(_image_part(part) if isinstance(part, Shown) else TextPart(part.text) for part in turn.parts),
+            tuple(_media_part(part) if isinstance(part, Shown) else TextPart(part.text) for part in turn.parts),
         )
         for turn in context.turns
     ]
     return parts.prompts.build(messages)
 
 
-def _image_part(shown: Shown) -> ImagePart:
+def _media_part(shown: Shown) -> MediaPart:
+    if shown.kind == "audio":
+        return AudioPart(shown.data)
+    if shown.kind == "video":
+        watched = shown.watched
+        return VideoPart(shown.data, watched.fps, watched.num_frames, watched.max_frames)
     return ImagePart(shown.data) if shown.detail is None else ImagePart(shown.data, shown.detail)
 
 

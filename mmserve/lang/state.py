@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Self, cast, overload
 
-from mmserve.lang.calls import Part, Said
+from mmserve.lang.calls import Part, Said, Shown
 from mmserve.lang.draft import known_turns
 from mmserve.lang.errors import Failed, ProgramError
 from mmserve.lang.expressions import Begin, End, ExprLike, Joined, Turned, as_expr
@@ -274,18 +274,26 @@ class ProgramGroup(Sequence[ProgramState]):
 
 
 def wire_content(parts: Sequence[Part]) -> str | list[dict[str, Any]]:
-    """A turn's content in OpenAI's form: text, or a list where there are pictures."""
+    """A turn's content in OpenAI's form: text, or a list where there are media."""
     if all(isinstance(part, Said) for part in parts):
         return "".join(part.text for part in parts if isinstance(part, Said))
-    return [
-        {"type": "text", "text": part.text}
-        if isinstance(part, Said)
-        else {
-            "type": "image_url",
-            "image_url": {"url": data_uri(part.data), **(part.detail.said() if part.detail else {})},
+    return [{"type": "text", "text": part.text} if isinstance(part, Said) else _shown_part(part) for part in parts]
+
+
+def _shown_part(part: Shown) -> dict[str, Any]:
+    if part.kind == "audio":
+        from mmserve.client.sounds import SoundFile
+
+        return SoundFile("sound", part.data).part()
+    if part.kind == "video":
+        from mmserve.client.videos import VideoFile
+
+        return {
+            "type": "video_url",
+            "video_url": {"url": VideoFile("video", part.data).data_uri, **part.watched.said()},
         }
-        for part in parts
-    ]
+    looking = part.detail.said() if part.detail else {}
+    return {"type": "image_url", "image_url": {"url": data_uri(part.data), **looking}}
 
 
 def data_uri(data: bytes) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from mmserve.lang.calls import Said, Shown
+from mmserve.lang.calls import Said
 from mmserve.lang.draft import Draft
 from mmserve.lang.errors import NoSuchVariable
 from mmserve.lang.execution import Run
-from mmserve.lang.expressions import Begin, End, Expr, Gen, Image, Joined, Select, Text, leaves
+from mmserve.lang.expressions import Audio, Begin, End, Expr, Gen, Image, Joined, Media, Select, Text, Video, leaves
 from mmserve.lang.log import Log
 from mmserve.lang.slots import Variable
 
@@ -50,8 +50,8 @@ class Transcript:
                     self._move(self.draft.begin(role))
                 case End(role):
                     self._move(self.draft.end(role))
-                case Image():
-                    self._add_picture(part)
+                case Image() | Video() | Audio():
+                    self._add_media(part)
                 case Gen():
                     draft = self.draft.for_answer()
                     self._add_variable(part.name, draft, self.run.generate(part, draft))
@@ -89,12 +89,12 @@ class Transcript:
         names = ", ".join(map(repr, self.variables)) or "nothing has a name yet"
         raise NoSuchVariable(f"nothing generates {name!r} on the way that this program took; there is: {names}")
 
-    def _add_picture(self, image: Image) -> None:
-        if isinstance(image.source, bytes):
-            self._move(self.draft.add(Shown(image.source, image.detail), picture=True))
+    def _add_media(self, media: Media) -> None:
+        if isinstance(media.source, bytes):
+            self._move(self.draft.add(media.shown(media.source), picture=True))
             return
         self.draft.add(Said(""), picture=True)  # refuses before anything is fetched
-        self._move(self.draft.add(self.run.fetch(image), picture=True))
+        self._move(self.draft.add(self.run.fetch(media), picture=True))
 
     def _add_variable(self, name: str | None, draft: Draft, variable: Variable) -> None:
         self._move(draft.add(variable), variable)

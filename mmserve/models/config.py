@@ -33,8 +33,8 @@ KINDS: Mapping[str, _Kind] = {
 }
 """The language models that ``DecoderStack`` computes, by the ``model_type`` of their fields."""
 
-PICTURE_PARTS = ("visual.", "vision_tower.", "multi_modal_projector.", "image_newline")
-"""How the names begin of tensors that belong to picture encoders, ``model.`` apart."""
+ENCODER_PARTS = ("visual.", "vision_tower.", "audio_tower.", "multi_modal_projector.", "image_newline")
+"""How the names begin of tensors that belong to picture and sound encoders, ``model.`` apart."""
 
 
 def decoder_config(config: Mapping[str, Any], *, context: int | None = None) -> DecoderConfig:
@@ -76,13 +76,13 @@ def decoder_config(config: Mapping[str, Any], *, context: int | None = None) -> 
 
 
 def decoder_name(name: str, *, tied: bool) -> str | None:
-    """Where a published tensor goes in the decoder; ``None`` for a picture encoder's and for what is not needed.
+    """Where a published tensor goes in the decoder; ``None`` for an encoder's and for what is not needed.
 
     Knows the names of text-only and Qwen-VL models as published (``model.layers…``, ``visual.…``), of LLaVA as
     published (``language_model.model.layers…``) and of newer transformers (``model.language_model.layers…``).
     """
     name = name.removeprefix("model.").removeprefix("language_model.").removeprefix("model.")
-    if name.endswith("rotary_emb.inv_freq") or name.startswith(PICTURE_PARTS):
+    if name.endswith("rotary_emb.inv_freq") or name.startswith(ENCODER_PARTS):
         return None
     return None if tied and name == "lm_head.weight" else name
 

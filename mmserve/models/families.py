@@ -9,7 +9,7 @@ import torch
 
 from mmserve.checkpoint import TEXT_FAMILIES, Checkpoint
 from mmserve.errors import CheckpointError, ConfigError
-from mmserve.models import cogvlm, general, llava, qwen2_5_vl, qwen2_vl, qwen3_vl, text
+from mmserve.models import cogvlm, general, llava, qwen2_5_vl, qwen2_audio, qwen2_vl, qwen3_vl, text
 from mmserve.models.batch import Model
 from mmserve.models.quantised import is_quantised
 
@@ -23,6 +23,7 @@ BUILDERS: Mapping[str, Builder] = {
     "llava_next": llava.build_anyres,
     "llava_onevision": llava.build_anyres,
     "cogvlm": cogvlm.build,
+    "qwen2_audio": qwen2_audio.build,
     **dict.fromkeys(sorted(TEXT_FAMILIES), text.build),
     "general": general.build,
 }

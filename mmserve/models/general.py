@@ -104,12 +104,12 @@ class GeneralDecoder:
 
     def forward(self, batch: ForwardBatch, k_caches: list[Tensor], v_caches: list[Tensor]) -> Tensor:
         embeddings = self.model.get_input_embeddings()(batch.input_ids)
-        if batch.picture_rows is not None and batch.picture_index is not None:
-            embeddings = scatter_rows(embeddings.clone(), batch.picture_rows, batch.picture_index)
+        if batch.media_rows is not None and batch.media_index is not None:
+            embeddings = scatter_rows(embeddings.clone(), batch.media_rows, batch.media_index)
         positions = batch.positions if self._axes == 1 else batch.positions[:, None]
         together = None
-        if self._both_ways and batch.picture_index is not None:
-            together = torch.zeros_like(batch.input_ids, dtype=torch.bool).index_fill_(0, batch.picture_index, True)
+        if self._both_ways and batch.media_index is not None:
+            together = torch.zeros_like(batch.input_ids, dtype=torch.bool).index_fill_(0, batch.media_index, True)
         plans = {window: reshaped(batch.attention, window, together, embeddings.dtype) for window in set(self._windows)}
         output = self.model(
             inputs_embeds=embeddings[None],

@@ -197,7 +197,7 @@ class DecoderStack(nn.Module):
 
     def forward(self, batch: ForwardBatch, k_caches: list[Tensor], v_caches: list[Tensor]) -> Tensor:
         x = self.embed_tokens(batch.input_ids)
-        rows, index = batch.picture_rows, batch.picture_index
+        rows, index = batch.media_rows, batch.media_index
         if rows is not None and index is not None:
             x = scatter_rows(x, rows[:, : self.hidden_size], index)
         cos, sin = mrope_cos_sin(batch.positions, self.inv_freq, self.rope_axes, x.dtype, self.rope_scale)
@@ -214,7 +214,7 @@ class DecoderStack(nn.Module):
         return F.linear(x, head).float()
 
     def _experts(self, batch: ForwardBatch) -> Experts | None:
-        if not self.marks_experts or batch.picture_rows is None or batch.picture_index is None:
+        if not self.marks_experts or batch.media_rows is None or batch.media_index is None:
             return None
         mask = torch.zeros(len(batch.input_ids), dtype=torch.bool, device=batch.input_ids.device)
-        return Experts(mask.index_copy_(0, batch.picture_index, batch.picture_rows[:, -1] != 0))
+        return Experts(mask.index_copy_(0, batch.media_index, batch.media_rows[:, -1] != 0))

@@ -9,6 +9,7 @@ from mmserve.models.batch import Model
 from mmserve.models.config import check_axes, check_row_width, decoder_config, decoder_rename
 from mmserve.models.layers import DecoderStack
 from mmserve.models.loader import load_weights
+from mmserve.models.video import video_tower
 from vision.encoder import Qwen2VLEncoder, rename_qwen2_vl
 from vision.geometry import QwenGeometry
 from vision.pixels import QwenPixels
@@ -24,4 +25,4 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> M
     quantization, rename = checkpoint.quantization, decoder_rename(config)
     load_weights(decoder, checkpoint.path, rename, dtype=dtype, device=device, quantization=quantization)
     load_weights(encoder, checkpoint.path, rename_qwen2_vl, dtype=dtype, device=device)
-    return Model(decoder, encoder, pixels)
+    return Model(decoder, encoder, pixels, video_tower(checkpoint, encoder))

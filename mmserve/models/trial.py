@@ -21,7 +21,7 @@ from torch import Tensor
 from kernels.attention import plan_attention
 from mmserve.models.batch import Decoder, ForwardBatch
 from mmserve.prompt.positions import mrope_positions, plain_positions
-from mmserve.types import ContentHash, ImageHeader, Picture, PictureRange, Prompt
+from mmserve.types import ContentHash, ImageHeader, MediaRange, Picture, Prompt
 from vision.encoder import PictureEncoder
 from vision.general import PictureProcessor
 from vision.pixels import PixelProcessor
@@ -131,7 +131,7 @@ class Trial:
         if len(places):
             header = ImageHeader("PNG", *SIZE)
             picture = Picture(b"", header, ContentHash(b""), self._grid, len(places))
-            prompt = Prompt(ids.numpy(), (picture,), (PictureRange(int(places[0]), int(places[-1]) + 1, 0),))
+            prompt = Prompt(ids.numpy(), (picture,), (MediaRange(int(places[0]), int(places[-1]) + 1, 0),))
         found, _ = plain_positions(prompt) if self._merge_size is None else mrope_positions(prompt, self._merge_size)
         return torch.from_numpy(np.ascontiguousarray(found))
 
@@ -147,6 +147,6 @@ class Trial:
             slots=torch.cat(new).to(self._device),
             attention=plan_attention([part.context for part in parts], counts, self._device, self._dtype),
             logits_index=torch.tensor(starts[1:], device=self._device) - 1,
-            picture_rows=rows if len(rows) else None,
-            picture_index=places.to(self._device) if len(rows) else None,
+            media_rows=rows if len(rows) else None,
+            media_index=places.to(self._device) if len(rows) else None,
         )

@@ -1,8 +1,9 @@
-"""Messages with pictures to a ``Prompt``: chat template, tokens, placeholders."""
+"""Messages with media to a ``Prompt``: chat template, tokens, placeholders."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -11,30 +12,18 @@ import numpy as np
 
 from mmserve.checkpoint import Checkpoint, read_json
 from mmserve.config import Limits
-from mmserve.errors import (
-    CheckpointError,
-    InvalidField,
-    PictureError,
-    PromptTooLong,
-    TooManyPictures,
-    UnsupportedPicture,
-)
+from mmserve.errors import CheckpointError, InvalidField, PromptTooLong
 from mmserve.prompt.detokenizer import Detokenizer, TokenTable, load_tokenizer
-from mmserve.prompt.layout import Layout, Rows, Segment
+from mmserve.prompt.layout import Layout, Rows, Segment, rows_of
 from mmserve.prompt.layouts import layout_for
+from mmserve.prompt.media import NAMES, MediaReader, Shown
 from mmserve.prompt.pieces import Piece, assembled, expanded_pieces, rows_piece, system_tokens
 from mmserve.prompt.specials import SpecialTokens
 from mmserve.prompt.template import ChatTemplate
 from mmserve.prompt.text import TextEncoder
-from mmserve.types import Detail, ImagePart, Message, Picture, Prompt, TextPart
-from vision.decode import decoder_id
-from vision.geometry import Geometry
-from vision.identity import fingerprint
-from vision.picture import read_picture
+from mmserve.types import PART_KINDS, MediaKind, Message, Picture, Prompt, TextPart
 
 ROLES = ("system", "user", "assistant")
-
-DEFAULT_DETAIL = Detail()
 
 _MAX_NFC_SHRINKAGE = 4
 """Normalisation to NFC, which tokenizers may do, leaves at least a quarter of a text's UTF-8 bytes."""
@@ -49,51 +38,52 @@ class PromptBuilder:
         Raises ``CheckpointError`` and ``ConfigError``.
         """
         self._checkpoint = checkpoint
-        self._limits = limits
         self.tokenizer = load_tokenizer(checkpoint.tokenizer_path)
         self.tokenizer.encode_special_tokens = True  # what is encoded here is text; specials come from the template
         self._text = TextEncoder(self.tokenizer)
-        self._layout = layout or layout_for(checkpoint)
-        if self._layout.most_pictures is not None:
-            most = min(limits.max_pictures, self._layout.most_pictures)
-            self._limits = dataclasses.replace(limits, max_pictures=most)
-        self._specials = SpecialTokens(self.tokenizer.get_added_tokens_decoder(), mark=self._layout.mark)
-        self._template = ChatTemplate(checkpoint.template or self._layout.template or "", _named_tokens(checkpoint))
-        self.geometry = self._layout.geometry
-        self._fingerprints = {
-            geometry: self._fingerprint(geometry) for geometry in (self.geometry, self._layout.among_others) if geometry
-        }
+        self.layout = layout or layout_for(checkpoint)
+        self._media = MediaReader(checkpoint, self.layout, limits)
+        self._specials = SpecialTokens(self.tokenizer.get_added_tokens_decoder(), mark=self.layout.mark)
+        self._template = ChatTemplate(checkpoint.template or self.layout.template or "", _named_tokens(checkpoint))
+        self.geometry = self.layout.geometry
         vocabulary = self.tokenizer.get_vocab()
         self._longest_token = max(map(len, vocabulary))
         self._vocabulary = max(vocabulary.values()) + 1
         self._table = TokenTable(self.tokenizer)
-        self._mark = self._specials.ids.get(self._layout.mark or "", self._layout.pad_id) if self.geometry else None
+        self._mark = self._specials.ids.get(self.layout.mark or "", self.layout.pad_id) if self.geometry else None
         if self._mark is not None and self._mark not in self._specials.ids.values():
             raise CheckpointError(f"image_token_id {self._mark} is no special token of the tokenizer")
+        self._marks: dict[int, MediaKind] = {medium.pad_id: kind for kind, medium in self.layout.others.items()}
+        if self._mark is not None:
+            self._marks[self._mark] = "image"
 
     def build(self, messages: Sequence[Message], *, cache_salt: str = "", add_generation_prompt: bool = True) -> Prompt:
         """The prompt of a conversation. Pictures are hashed and measured, not decoded.
 
-        Callers' text never becomes a special token, and the k-th placeholder that the template writes stands for
-        the k-th picture. ``cache_salt`` keeps tenants' pictures apart in every cache.
+        Callers' text never becomes a special token, and the k-th placeholder of a kind that the template writes stands
+        for the k-th picture, video or sound. ``cache_salt`` keeps tenants' media apart in every cache.
 
         Raises ``InvalidField`` (roles, empty or undecodable text, what the template refuses), ``TooManyPictures``,
-        ``PictureError`` and ``PromptTooLong`` (which leaves at least one token for the answer); ``param`` says where.
+        ``TooManyMedia``, ``MediaError`` and ``PromptTooLong`` (which leaves at least one token for the answer);
+        ``param`` says where.
         """
-        _check(messages, self._limits)
+        _check(messages)
+        counts = Counter(PART_KINDS[type(p)] for m in messages for p in m.parts if not isinstance(p, TextPart))
+        self._media.check_count(counts, "messages")
         self._refuse_hopeless(_text_size(messages))
-        pictures = self._pictures(messages, cache_salt)
+        shown = self._media.read(messages, cache_salt)
         inputs = [{"role": message.role, "content": self._content(message)} for message in messages]
         rendered = self._template.render(inputs, add_generation_prompt=add_generation_prompt)
-        pieces = list(self._pieces(rendered, pictures))
-        opening = self._text.opening if self._layout.opens else ()
+        pieces = list(self._pieces(rendered, shown))
+        opening = self._text.opening if self.layout.opens else ()
         if opening and tuple(pieces[0].ids[: len(opening)]) != opening:
             pieces.insert(0, Piece(opening, special=True))
         length = sum(len(piece.ids) for piece in pieces)
         if length >= self._checkpoint.max_model_len:
             raise self._too_long(f"{length:,}")
         system = system_tokens(pieces, [message.role for message in messages], int(add_generation_prompt))
-        return assembled(pieces, length, pictures, system_tokens=system, opens_answer=add_generation_prompt)
+        media = tuple(item for each in shown for item in each.items)
+        return assembled(pieces, length, media, system_tokens=system, opens_answer=add_generation_prompt)
 
     def append_text(self, prompt: Prompt, text: str, *, end: bool = False) -> Prompt:
         """``prompt`` and a piece of the answer behind it, tokenised on its own as the model would write it.
@@ -165,12 +155,8 @@ class PromptBuilder:
     def _raw(self, ids: Sequence[int], pictures: Sequence[bytes], cache_salt: str, where: str) -> Prompt:
         if not ids:
             raise InvalidField("the prompt is empty; send at least one token", param=where)
-        if len(pictures) > self._limits.max_pictures:
-            raise _too_many(len(pictures), self._limits, "images")
-        read = tuple(
-            self._picture_at(data, cache_salt, f"images[{k}]", len(pictures)) for k, data in enumerate(pictures)
-        )
-        pieces = expanded_pieces(ids, self._layout, read) if read else [Piece(ids)]
+        read = self._media.pictures(pictures, cache_salt)
+        pieces = expanded_pieces(ids, self.layout, read) if read else [Piece(ids)]
         if pieces is None or (not read and self._mark in ids):
             pieces = self._placed(ids, read, where)
         length = sum(len(piece.ids) for piece in pieces)
@@ -199,9 +185,9 @@ class PromptBuilder:
         return pieces
 
     def _expanded(self, number: int, picture: Picture) -> Iterator[Piece]:
-        for segment in self._layout.expand(picture):
+        for segment in self.layout.expand(picture):
             if isinstance(segment, Rows):
-                yield rows_piece(self._layout, segment, number)
+                yield rows_piece(self.layout.pad_id, segment, number)
             else:
                 yield Piece((segment,) if isinstance(segment, int) else self._text.encode(segment, first=False))
 
@@ -238,85 +224,68 @@ class PromptBuilder:
             param=where,
         )
 
-    def _fingerprint(self, geometry: Geometry) -> bytes:
-        checkpoint = self._checkpoint
-        return fingerprint(
-            weights=checkpoint.fingerprint,
-            vision_config=checkpoint.vision_config,
-            processor=checkpoint.processor,
-            geometry=geometry,
-            decoder=decoder_id(),
-        )
-
-    def _pictures(self, messages: Sequence[Message], cache_salt: str) -> tuple[Picture, ...]:
-        found = [
-            (part, f"messages[{m}].content[{p}]")
-            for m, message in enumerate(messages)
-            for p, part in enumerate(message.parts)
-            if isinstance(part, ImagePart)
-        ]
-        return tuple(self._picture_at(part.data, cache_salt, where, len(found), part.detail) for part, where in found)
-
-    def _picture_at(
-        self, data: bytes, cache_salt: str, where: str, among: int, detail: Detail = DEFAULT_DETAIL
-    ) -> Picture:
-        try:
-            geometry = self._layout.geometry_among(among, detail)
-        except InvalidField as error:
-            raise InvalidField(error.message, param=f"{where}.{error.param}") from None
-        if geometry is None:
-            raise UnsupportedPicture(
-                f"{self._checkpoint.name} reads text only: leave the picture out, or ask a model that sees", param=where
-            )
-        try:
-            return read_picture(
-                data,
-                geometry=geometry,
-                fingerprint=self._fingerprints.get(geometry) or self._fingerprint(geometry),
-                limits=self._limits,
-                cache_salt=cache_salt,
-                detail=detail,
-            )
-        except PictureError as error:
-            raise type(error)(error.message, param=where) from error.__cause__
-
     def _content(self, message: Message) -> str | list[dict[str, Any]]:
         """A message's content in Hugging Face's form: a plain string if it is only text and the template takes it."""
-        parts = [self._specials.defuse(part.text) if isinstance(part, TextPart) else None for part in message.parts]
-        texts = [text for text in parts if text is not None]
-        if len(texts) == len(parts) and self._template.takes_strings:
+        texts = [self._specials.defuse(part.text) for part in message.parts if isinstance(part, TextPart)]
+        if len(texts) == len(message.parts) and self._template.takes_strings:
             return "".join(texts)
-        return [{"type": "image"} if text is None else {"type": "text", "text": text} for text in parts]
+        return [
+            {"type": "text", "text": self._specials.defuse(part.text)}
+            if isinstance(part, TextPart)
+            else _media_content(PART_KINDS[type(part)])
+            for part in message.parts
+        ]
 
-    def _pieces(self, rendered: str, pictures: Sequence[Picture]) -> Iterator[Piece]:
-        """The rendered conversation, cut where special tokens and pictures stand; text that pictures bring with them is
+    def _pieces(self, rendered: str, shown: Sequence[Shown]) -> Iterator[Piece]:
+        """The rendered conversation, cut where special tokens and media stand; text that pictures bring with them is
         encoded together with its neighbours'."""
-        placed, text, first = 0, "", True
+        text, first = "", True
+        waiting = {kind: [each for each in shown if each.kind == kind] for kind in self._marks.values()}
+        marks: Counter[MediaKind] = Counter()
         for run, special in self._specials.split(rendered):
             text += run
             segments: Sequence[Segment] = () if special is None else (special,)
-            if special is not None and special == self._mark:
-                segments = self._layout.expand(pictures[placed]) if placed < len(pictures) else ()
-                placed += 1
+            kind = None if special is None else self._marks.get(special)
+            here = None
+            if kind is not None:
+                here = waiting[kind][marks[kind]] if marks[kind] < len(waiting[kind]) else None
+                segments = () if here is None else self._segments(here)
+                marks[kind] += 1
             for segment in segments:
                 if isinstance(segment, str):
                     text += segment
                     continue
                 if text:
                     yield Piece(self._text.encode(text, first=first))
-                text, first = "", self._layout.apart and isinstance(segment, Rows)
+                text, first = "", self.layout.apart and isinstance(segment, Rows)
                 if isinstance(segment, Rows):
-                    yield rows_piece(self._layout, segment, placed - 1)
+                    assert here is not None
+                    yield rows_piece(self._pad_id(here.kind), segment, here.first)
                 else:
                     yield Piece((segment,), special=True)
         if text:
             yield Piece(self._text.encode(text, first=first))
-        if placed != len(pictures):
-            raise InvalidField(
-                f"the model's chat template made room for {placed} pictures where {len(pictures)} were sent: "
-                "put the pictures into user messages",
-                param="messages",
-            )
+        for kind, sent in waiting.items():
+            if marks[kind] != len(sent):
+                name = NAMES[kind]
+                raise InvalidField(
+                    f"the model's chat template made room for {marks[kind]} {name}s where {len(sent)} were sent: "
+                    f"put the {name}s into user messages",
+                    param="messages",
+                )
+
+    def _segments(self, shown: Shown) -> Sequence[Segment]:
+        """What takes the place of its mark."""
+        only = shown.items[0]
+        return self.layout.expand(only) if isinstance(only, Picture) else rows_of(shown.items)
+
+    def _pad_id(self, kind: MediaKind) -> int:
+        return self.layout.pad_id if kind == "image" else self.layout.others[kind].pad_id
+
+
+def _media_content(kind: MediaKind) -> dict[str, Any]:
+    """In Hugging Face's form. Templates that know sounds and videos look for the field which would hold them."""
+    return {"type": kind} if kind == "image" else {"type": kind, kind: None}
 
 
 def _text_size(messages: Sequence[Message]) -> int:
@@ -324,22 +293,11 @@ def _text_size(messages: Sequence[Message]) -> int:
     return sum(len(part.text) for message in messages for part in message.parts if isinstance(part, TextPart))
 
 
-def _too_many(pictures: int, limits: Limits, where: str) -> TooManyPictures:
-    return TooManyPictures(
-        f"the request carries {pictures} pictures, but at most {limits.max_pictures} are allowed: "
-        "ask about fewer at a time",
-        param=where,
-    )
-
-
-def _check(messages: Sequence[Message], limits: Limits) -> None:
+def _check(messages: Sequence[Message]) -> None:
     if not messages:
         raise InvalidField("there are no messages: send at least one user message", param="messages")
     for index, message in enumerate(messages):
         _check_message(message, f"messages[{index}]")
-    pictures = sum(isinstance(part, ImagePart) for message in messages for part in message.parts)
-    if pictures > limits.max_pictures:
-        raise _too_many(pictures, limits, "messages")
 
 
 def _check_message(message: Message, where: str) -> None:

@@ -9,20 +9,21 @@ from itertools import groupby
 import numpy as np
 
 from mmserve.prompt.layout import Layout, Rows
-from mmserve.types import IntArray, Picture, PictureRange, Prompt
+from mmserve.types import IntArray, MediaItem, MediaRange, Picture, Prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Consecutive prompt tokens: text and special tokens, or (``picture`` set) places of a picture's next rows."""
+    """Consecutive prompt tokens: text and special tokens, or (``item`` set) places of that media item's next rows."""
 
     ids: Sequence[int]
-    picture: int | None = None
+    item: int | None = None
     special: bool = False
 
 
-def rows_piece(layout: Layout, rows: Rows, picture: int) -> Piece:
-    return Piece([layout.pad_id] * rows.count, picture=picture)
+def rows_piece(pad_id: int, rows: Rows, first: int) -> Piece:
+    """Places of rows of what a mark stands for, whose first item is ``first``."""
+    return Piece([pad_id] * rows.count, item=first + rows.item)
 
 
 def expanded_pieces(ids: Sequence[int], layout: Layout, pictures: Sequence[Picture]) -> list[Piece] | None:
@@ -37,13 +38,13 @@ def expanded_pieces(ids: Sequence[int], layout: Layout, pictures: Sequence[Pictu
     if [len(run) for is_pad, run in runs if is_pad] != [count for count, _ in wanted]:
         return None
     owners = iter(wanted)
-    return [Piece(run, picture=next(owners)[1] if is_pad else None) for is_pad, run in runs]
+    return [Piece(run, item=next(owners)[1] if is_pad else None) for is_pad, run in runs]
 
 
 def assembled(
     pieces: Iterable[Piece],
     length: int,
-    pictures: tuple[Picture, ...],
+    media: tuple[MediaItem, ...],
     *,
     system_tokens: int = 0,
     opens_answer: bool = False,
@@ -55,11 +56,11 @@ def assembled(
     for piece in pieces:
         end = at + len(piece.ids)
         token_ids[at:end] = piece.ids
-        if piece.picture is not None:
-            ranges.append(PictureRange(at, end, piece.picture))
+        if piece.item is not None:
+            ranges.append(MediaRange(at, end, piece.item))
         at = end
     token_ids.setflags(write=False)
-    return Prompt(token_ids, pictures, tuple(ranges), system_tokens, opens_answer)
+    return Prompt(token_ids, media, tuple(ranges), system_tokens, opens_answer)
 
 
 def system_tokens(pieces: Sequence[Piece], roles: Sequence[str], openings: int) -> int:
@@ -67,7 +68,7 @@ def system_tokens(pieces: Sequence[Piece], roles: Sequence[str], openings: int) 
 
     Turns are told by the special token that opens the first of them. 0 where the template has no such token.
     """
-    opening = next((piece.ids for piece in pieces if piece.special and piece.picture is None), None)
+    opening = next((piece.ids for piece in pieces if piece.special and piece.item is None), None)
     starts: list[int] = []
     at = 0
     for piece in pieces:

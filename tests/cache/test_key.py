@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmserve.cache.key import Interner, Spans, build_key, common_prefix, picture_spans
-from mmserve.types import ContentHash, Grid, ImageHeader, Picture, PictureRange, Prompt
+from mmserve.cache.key import Interner, Spans, build_key, common_prefix, media_spans
+from mmserve.types import ContentHash, Grid, ImageHeader, MediaRange, Picture, Prompt
 
 PAD = 7
 
@@ -24,7 +24,7 @@ def picture(name: str, rows: int) -> Picture:
 
 
 def prompt(ids: list[int], pictures: list[Picture], ranges: list[tuple[int, int, int]]) -> Prompt:
-    return Prompt(np.array(ids, dtype=np.int64), tuple(pictures), tuple(PictureRange(*r) for r in ranges))
+    return Prompt(np.array(ids, dtype=np.int64), tuple(pictures), tuple(MediaRange(*r) for r in ranges))
 
 
 def test_a_picture_position_is_never_a_token_and_ids_stay() -> None:
@@ -45,7 +45,7 @@ def test_pictures_in_another_order_have_another_key() -> None:
 def test_rows_run_on_through_the_ranges_of_one_picture() -> None:
     p = prompt([PAD, 3, PAD, PAD], [picture("a", 3)], [(0, 1, 0), (2, 4, 0)])
     assert list(build_key(p, [0])) == [-1, 3, -2, -3]
-    assert picture_spans(p.ranges, [0]) == Spans((0,), (4,), (0,))
+    assert media_spans(p.ranges, [0]) == Spans((0,), (4,), (0,))
 
 
 def test_a_prefix_never_ends_inside_a_picture() -> None:
@@ -63,12 +63,12 @@ def test_a_stretch_that_cuts_no_picture() -> None:
 
 def test_overlapping_pictures_are_refused() -> None:
     with pytest.raises(ValueError, match="overlap"):
-        picture_spans([PictureRange(0, 2, 0), PictureRange(3, 4, 1), PictureRange(5, 6, 0)], [0, 1])
+        media_spans([MediaRange(0, 2, 0), MediaRange(3, 4, 1), MediaRange(5, 6, 0)], [0, 1])
 
 
 def test_a_picture_with_too_many_rows_is_refused() -> None:
     rows = (1 << 20) + 1
-    p = Prompt(np.zeros(rows, dtype=np.int64), (picture("a", rows),), (PictureRange(0, rows, 0),))
+    p = Prompt(np.zeros(rows, dtype=np.int64), (picture("a", rows),), (MediaRange(0, rows, 0),))
     with pytest.raises(ValueError, match="rows"):
         build_key(p, [0])
 

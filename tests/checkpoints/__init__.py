@@ -7,6 +7,7 @@ Norms and biases are random too, so that a parameter which is not loaded, or loa
 from tests.checkpoints.cogvlm import COGVLMS, tiny_cogvlm
 from tests.checkpoints.general import GENERALS, tiny_general
 from tests.checkpoints.llava import LLAVAS, tiny_llava
+from tests.checkpoints.qwen2_audio import tiny_qwen2_audio
 from tests.checkpoints.qwen2_vl import tiny_qwen2_vl
 from tests.checkpoints.qwen_vl import QWEN_VLS, tiny_qwen_vl
 from tests.checkpoints.text import TEXT_MODELS, tiny_text
@@ -23,6 +24,7 @@ __all__ = [
     "tiny_cogvlm",
     "tiny_general",
     "tiny_llava",
+    "tiny_qwen2_audio",
     "tiny_qwen2_vl",
     "tiny_qwen_vl",
     "tiny_text",

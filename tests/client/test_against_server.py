@@ -33,7 +33,8 @@ from mmserve.errors import (
     UnsupportedPicture,
 )
 from mmserve.grammar.spec import AnyJson, Choice, Grammar, JsonSchema, Regex, XmlSchema
-from mmserve.types import ConstraintReport, ImagePart, Message, Request, SamplingParams, TextPart, TokenEvent
+from mmserve.sampling import SamplingParams
+from mmserve.types import ConstraintReport, ImagePart, Message, Request, TextPart, TokenEvent
 from tests.caption.harness import lines_of
 from tests.web.fakes import ROWS, FakeEngine, FakePrompts, eventually, forever, png, say, scored, serve
 from web.service import ServedModel, Service

@@ -14,8 +14,9 @@ import pytest
 import mmserve.errors as errors
 from mmserve import Answer, AsyncClient, Client
 from mmserve.client import PictureInfo, Timing
-from mmserve.client.calls import Looking, Options
-from mmserve.types import SamplingParams, Usage
+from mmserve.client.calls import Looking, Options, Watching
+from mmserve.sampling import SamplingParams
+from mmserve.types import Usage
 from tests.client.harness import CHAT, VQA, Both, Handler, fields, form_parts
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\x00\x01\xff\r\n--x"
@@ -97,10 +98,17 @@ class TestAsk:
             detail="low",
             min_pixels=784,
             max_pixels=7840,
+            video=JPEG,
+            fps=0.5,
+            num_frames=3,
+            max_frames=4,
         )
         sent = fields(seen[0])
         assert sent == {
             "question": ["q"],
+            "fps": ["0.5"],
+            "num_frames": ["3"],
+            "max_frames": ["4"],
             "system": ["Be brief."],
             "model": ["pocket-vl"],
             "max_tokens": ["7"],
@@ -123,7 +131,7 @@ class TestAsk:
             "min_pixels": ["784"],
             "max_pixels": ["7840"],
         }
-        assert sent.keys() - {"question", "system", "model"} == Options.__annotations__.keys()
+        assert sent.keys() - {"question", "system", "model"} == Options.__annotations__.keys() - {"video"}
 
     def test_none_means_not_said(self, kind: str) -> None:
         seen: list[httpx.Request] = []
@@ -183,7 +191,12 @@ class TestAsk:
 
 
 def test_options_are_the_engines_sampling_fields() -> None:
-    ours = set(Options.__annotations__) - {"top_logprobs", "cache_salt"} - set(Looking.__annotations__)
+    ours = (
+        set(Options.__annotations__)
+        - {"top_logprobs", "cache_salt"}
+        - set(Looking.__annotations__)
+        - set(Watching.__annotations__)
+    )
     assert ours == set(SamplingParams.__dataclass_fields__) - {"stop_token_ids", "logit_bias"}
 
 

@@ -17,17 +17,8 @@ import numpy as np
 from mmserve.config import EngineConfig
 from mmserve.engine.plan import SchedulerOutput
 from mmserve.engine.scheduler import Scheduler
-from mmserve.types import (
-    ContentHash,
-    Grid,
-    ImageHeader,
-    IntArray,
-    Picture,
-    PictureRange,
-    Prompt,
-    Request,
-    SamplingParams,
-)
+from mmserve.sampling import SamplingParams
+from mmserve.types import ContentHash, Grid, ImageHeader, IntArray, MediaItem, MediaRange, Picture, Prompt, Request
 
 VOCABULARY = 5
 PAD = 1000
@@ -47,12 +38,12 @@ def make_prompt(parts: list[int | Picture]) -> Prompt:
     """Ints are tokens, pictures stand for their rows."""
     token_ids: list[int] = []
     pictures: list[Picture] = []
-    ranges: list[PictureRange] = []
+    ranges: list[MediaRange] = []
     for part in parts:
         if isinstance(part, int):
             token_ids.append(part)
         else:
-            ranges.append(PictureRange(len(token_ids), len(token_ids) + part.rows, len(pictures)))
+            ranges.append(MediaRange(len(token_ids), len(token_ids) + part.rows, len(pictures)))
             token_ids += [PAD] * part.rows
             pictures.append(part)
     return Prompt(np.array(token_ids, dtype=np.int64), tuple(pictures), tuple(ranges))
@@ -85,7 +76,7 @@ def truth(request: Request) -> list[int]:
     row_of = {}
     for start, end, picture in prompt.ranges:
         for i in range(start, end):
-            row_of[i] = (prompt.pictures[picture].content, i - start)
+            row_of[i] = (prompt.media[picture].content, i - start)
     state = mix("start")
     scores: list[int] = []
     for i, token in enumerate(prompt.token_ids.tolist()):
@@ -145,7 +136,7 @@ class HashDevice:
         tokens = {}
         for chunk in plan.chunks:
             row_of: dict[int, tuple[ContentHash, int]] = {}
-            for piece in chunk.pictures:
+            for piece in chunk.media:
                 assert piece.content in self.rows, "rows were forgotten while they were needed"
                 for k in range(piece.count):
                     row_of[piece.at + k] = (piece.content, piece.first_row + k)
@@ -192,7 +183,7 @@ class Simulation:
             whole_pictures=self.whole_pictures,
         )
         self.device = HashDevice(self.slots)
-        self.preparing: list[Picture] = []
+        self.preparing: list[MediaItem] = []
         self.decoded: list[ContentHash] = []
 
     def add(self, request: Request) -> None:
@@ -250,7 +241,7 @@ class Simulation:
         self.scheduler.update(plan, damaged)
         return tokens
 
-    def _finish(self, picture: Picture) -> None:
+    def _finish(self, picture: MediaItem) -> None:
         if picture.content in self.broken:
             for seq in self.scheduler.preparation_failed(picture.content):
                 self.failed.append(seq.id)

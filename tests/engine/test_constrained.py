@@ -22,7 +22,8 @@ from mmserve.errors import BudgetTooSmall, InvalidField, MMServeError
 from mmserve.grammar.spec import Choice, Constraint, JsonSchema, Regex
 from mmserve.prompt import PromptBuilder
 from mmserve.registry import load_registry
-from mmserve.types import ImagePart, Message, Prompt, Request, SamplingParams, TextPart, TokenEvent
+from mmserve.sampling import SamplingParams
+from mmserve.types import ImagePart, Message, Prompt, Request, TextPart, TokenEvent
 from tests.checkpoints import tiny_llava
 from tests.engine.pictures import png
 

@@ -12,7 +12,8 @@ from mmserve.engine.build import build_engine
 from mmserve.errors import InvalidField
 from mmserve.models.families import build_model
 from mmserve.prompt import PromptBuilder
-from mmserve.types import Detail, ImagePart, Message, Prompt, Request, SamplingParams, TextPart
+from mmserve.sampling import SamplingParams
+from mmserve.types import Detail, ImagePart, Message, Prompt, Request, TextPart
 from tests.checkpoints import tiny_llava, tiny_qwen2_vl
 from tests.engine.pictures import png
 from tests.models.equality import resolve

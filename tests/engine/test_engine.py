@@ -16,7 +16,8 @@ from mmserve.engine.engine import Engine
 from mmserve.engine.limits import resolve_limits
 from mmserve.errors import CorruptPicture, MMServeError, PromptTooLong
 from mmserve.prompt import PromptBuilder
-from mmserve.types import ImagePart, Message, Request, SamplingParams, TextPart, TokenEvent
+from mmserve.sampling import SamplingParams
+from mmserve.types import ImagePart, Message, Request, TextPart, TokenEvent
 from tests.engine.pictures import png
 
 CONFIG = EngineConfig(device="cpu", dtype="float32", check_invariants=True, kv_slots=4096, share_threshold=8)

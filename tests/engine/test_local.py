@@ -14,7 +14,8 @@ from mmserve.engine.engine import Engine
 from mmserve.engine.local import LocalEngineClient
 from mmserve.errors import CorruptPicture, EngineUnavailable, PromptTooLong, QueueFull
 from mmserve.prompt import PromptBuilder
-from mmserve.types import ImagePart, Message, Request, SamplingParams, TextPart
+from mmserve.sampling import SamplingParams
+from mmserve.types import ImagePart, Message, Request, TextPart
 from tests.engine.pictures import png
 
 pytestmark = pytest.mark.anyio

@@ -12,7 +12,8 @@ from mmserve.engine.output import OutputStream
 from mmserve.engine.sequence import Sequence as RequestState
 from mmserve.prompt import TokenTable
 from mmserve.prompt.detokenizer import load_tokenizer
-from mmserve.types import Prompt, Request, SamplingParams
+from mmserve.sampling import SamplingParams
+from mmserve.types import Prompt, Request
 
 BOX = "<|object_ref_start|>cat<|object_ref_end|><|box_start|>(1,2),(30,40)<|box_end|>"
 

@@ -16,7 +16,7 @@ from mmserve.engine import sampler
 from mmserve.engine.plan import SamplingRow
 from mmserve.engine.sampler import Allowed, sample, score, uniform
 from mmserve.errors import InvalidField
-from mmserve.types import SamplingParams
+from mmserve.sampling import SamplingParams
 
 VOCABULARY = 300
 

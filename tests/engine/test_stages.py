@@ -12,7 +12,7 @@ from mmserve.config import EngineConfig, Limits
 from mmserve.engine.build import build_engine
 from mmserve.engine.engine import Engine
 from mmserve.engine.plan import Chunk, SchedulerOutput
-from mmserve.engine.stages import REMEMBERED_PICTURES, StageClock
+from mmserve.engine.stages import REMEMBERED_ITEMS, StageClock
 from mmserve.errors import CorruptPicture
 from mmserve.prompt import PromptBuilder
 from mmserve.types import ContentHash, Grid, ImageHeader, Picture, Prompt, Stages, TokenEvent
@@ -94,14 +94,14 @@ def test_a_request_that_never_ran_has_no_stages() -> None:
 
 def test_nothing_is_kept_for_ever() -> None:
     clock = StageClock(Clock())
-    for number in range(REMEMBERED_PICTURES + 10):
+    for number in range(REMEMBERED_ITEMS + 10):
         name = f"p{number}"
         run_plan(clock, SchedulerOutput(prepare=(picture(name),)))
         run_plan(clock, SchedulerOutput(encode=(ContentHash(name.encode()),)))
     run_plan(clock, SchedulerOutput(prepare=(picture("gone"), picture("broken"))))
     run_plan(clock, SchedulerOutput(forget=(ContentHash(b"gone"),)))
     clock.dropped(ContentHash(b"broken"))
-    assert len(clock._encoded) == REMEMBERED_PICTURES
+    assert len(clock._encoded) == REMEMBERED_ITEMS
     assert not clock._started
 
 

@@ -20,7 +20,8 @@ from mmserve.engine.engine import Engine
 from mmserve.grammar.judge import judge
 from mmserve.grammar.spec import Choice, Constraint, JsonSchema, Regex
 from mmserve.prompt import PromptBuilder
-from mmserve.types import ImagePart, Message, Request, SamplingParams, TextPart, TokenEvent
+from mmserve.sampling import SamplingParams
+from mmserve.types import ImagePart, Message, Request, TextPart, TokenEvent
 from tests.proofs.test_constrained import REGEXES, WORDS
 
 pytestmark = pytest.mark.gpu

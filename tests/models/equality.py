@@ -19,7 +19,8 @@ from mmserve.engine.build import build_engine
 from mmserve.errors import PictureError
 from mmserve.prompt import PromptBuilder
 from mmserve.registry import load_registry
-from mmserve.types import ImagePart, Message, Prompt, Request, SamplingParams, TextPart
+from mmserve.sampling import SamplingParams
+from mmserve.types import ImagePart, Message, Prompt, Request, TextPart
 from tests.proofs.serving import serve
 from tests.reference import Expected, Processor, Reference, Tally
 
@@ -103,7 +104,7 @@ def check_equality(path: Path, asked: Sequence[Case], *, tokens: int = 8, refere
         name = str(number)
         expected[name], prompts[name] = right, builder.build([case.message])
         assert prompts[name].token_ids.tolist() == right.prompt_ids, case
-    for answers in _served(checkpoint, prompts, tokens):
+    for answers in served(checkpoint, prompts, tokens):
         for name, right in expected.items():
             tally.compare(right, answers[name])
     return tally
@@ -149,7 +150,7 @@ def check_counts(path: Path, number: int, *, longest: int = 700, seed: int = 0) 
     return refused
 
 
-def _served(checkpoint: Checkpoint, prompts: dict[str, Prompt], tokens: int) -> list[dict[str, list[int]]]:
+def served(checkpoint: Checkpoint, prompts: dict[str, Prompt], tokens: int) -> list[dict[str, list[int]]]:
     """What the engine answers: each alone, all together, all together once more, all together in small pieces."""
     sampling = SamplingParams(max_tokens=tokens, ignore_eos=True, seed=1)
     requests = [Request(name, prompt, sampling) for name, prompt in prompts.items()]

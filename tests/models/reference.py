@@ -112,8 +112,8 @@ class Paged:
             slots=torch.cat([own[-count:] for own, count in zip(slots, counts, strict=True)]),
             attention=plan_attention(slots, counts, "cpu"),
             logits_index=torch.arange(int(starts[-1])) if every_row else torch.from_numpy(starts[1:] - 1),
-            picture_rows=rows if len(rows) else None,
-            picture_index=places if len(rows) else None,
+            media_rows=rows if len(rows) else None,
+            media_index=places if len(rows) else None,
         )
         logits = self.decoder.forward(batch, self.k, self.v)
         for sequence, count in chunks:

@@ -23,7 +23,8 @@ from mmserve.models.families import build_model
 from mmserve.models.loader import destinations
 from mmserve.prompt import PromptBuilder, layout_for
 from mmserve.registry import ModelEntry, Registry
-from mmserve.types import Message, Prompt, Request, SamplingParams, TextPart
+from mmserve.sampling import SamplingParams
+from mmserve.types import Message, Prompt, Request, TextPart
 from tests.checkpoints.cogvlm import COGVLMS, PUBLISHED, published_tensors, tiny_cogvlm
 from tests.models.cogvlm_reference import CogReference, positions_of
 from tests.models.equality import ROOMY, Case, cases, check_equality, resolve

@@ -39,8 +39,8 @@ def logits(decoder: DecoderStack, rows: Tensor | None, tokens: int = 7) -> Tenso
         slots=slots,
         attention=plan_attention([slots], [tokens], "cpu"),
         logits_index=torch.tensor([tokens - 1]),
-        picture_rows=rows,
-        picture_index=None if rows is None else PLACES,
+        media_rows=rows,
+        media_index=None if rows is None else PLACES,
     )
     return decoder.forward(batch, *caches)
 

@@ -17,6 +17,7 @@ from mmserve.models.config import decoder_config
 from mmserve.models.layers import DecoderStack
 from mmserve.models.qwen3_vl import qwen3_vl_config
 from mmserve.registry import load_registry
+from mmserve.sounds.encoder import SoundEncoder
 from tests.checkpoints.cogvlm import PUBLISHED, tiny_cogvlm
 from tests.models.equality import resolve
 from vision.encoder import Qwen2VLEncoder
@@ -127,6 +128,19 @@ NEWER_QWENS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "qwen3-vl-4b": (text("qwen3_vl_text", 36, 2560, 32, 8, 9728, 151_936, **TIED, **AXES), SEEING_3),
     "qwen3-vl-8b": (text("qwen3_vl_text", 36, 4096, 32, 8, 12_288, 151_936, **AXES), SEEING_3_8B),
 }
+HEARING: dict[str, Any] = {
+    "text_config": {
+        "intermediate_size": 11_008,
+        "max_position_embeddings": 8192,
+        "model_type": "qwen2",
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 10_000,
+        "sliding_window": 32_768,
+        "use_mrope": False,
+        "vocab_size": 156_032,
+    },
+    "audio_config": {"d_model": 1280, "encoder_layers": 32, "encoder_ffn_dim": 5120, "num_mel_bins": 128},
+}
 COGS = {"cogvlm-chat": "cogvlm", "cogvlm2-chat": "cogvlm2", "cogvlm2-chinese-chat": "cogvlm2"}
 
 
@@ -172,6 +186,13 @@ def test_the_memory_given_is_that_of_the_published_shape(name: str) -> None:
     shape = decoder_config(config, context=4096)
     per_token = KVCache.bytes_per_slot(shape.num_layers, shape.num_kv_heads, shape.head_dim, torch.float16)
     assert entry.memory["kv_per_token"] == per_token == kv_bytes_per_token(config, "float16")
+
+
+def test_the_memory_given_for_qwen2_audio() -> None:
+    entry, decoder = load_registry().entries["qwen2-audio-7b"], decoder_of(HEARING)
+    encoder = SoundEncoder(HEARING["audio_config"], decoder.hidden_size)
+    assert entry.memory["weights"] == 2 * parameters(decoder, encoder)
+    assert entry.memory["kv_per_token"] == kv_bytes_per_token(HEARING, "bfloat16")
 
 
 @pytest.mark.parametrize("name", COGS)

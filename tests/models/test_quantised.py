@@ -23,7 +23,8 @@ from mmserve.models.batch import Model
 from mmserve.models.families import build_model
 from mmserve.models.quantised import DTYPES, QuantisedLinear, is_quantised, quantise_layers
 from mmserve.registry import load_registry
-from mmserve.types import Request, SamplingParams
+from mmserve.sampling import SamplingParams
+from mmserve.types import Request
 from tests.checkpoints import LLAVAS, TEXT_MODELS
 from tests.models.test_families import tiny
 from tests.proofs.serving import serve

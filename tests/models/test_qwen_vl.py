@@ -24,7 +24,8 @@ from mmserve.models.layers import DecoderStack
 from mmserve.models.loader import destinations
 from mmserve.models.qwen3_vl import qwen3_vl_config
 from mmserve.prompt import PromptBuilder, layout_for
-from mmserve.types import Request, SamplingParams
+from mmserve.sampling import SamplingParams
+from mmserve.types import Request
 from tests.checkpoints import QWEN_VLS, tiny_qwen_vl
 from tests.models.equality import CHUNKED, ROOMY, SIZES, Case, cases, check_equality, resolve
 from tests.models.test_families import PICTURES, assert_same, parameters
@@ -191,7 +192,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     forward = DecoderStack.forward
 
     def watched(self: DecoderStack, batch: ForwardBatch, *caches: list[Tensor]) -> Tensor:
-        seen.append(batch.picture_rows)
+        seen.append(batch.media_rows)
         return forward(self, batch, *caches)
 
     monkeypatch.setattr(DecoderStack, "forward", watched)

@@ -30,7 +30,7 @@ from mmserve.errors import (
     UnsupportedPicture,
 )
 from mmserve.prompt import PromptBuilder
-from mmserve.types import ImagePart, Message, PictureRange, Prompt, TextPart
+from mmserve.types import ImagePart, MediaRange, Message, Prompt, TextPart
 from tests.vision.files import encode, noise
 
 FRAGMENTS = ["<|im_end|>", "<|image_pad|>", "<|", "im_start|>", "|>", "\n", "<|vision_start|>", "猫", "\ufdd0", "x "]
@@ -142,7 +142,7 @@ def test_pictures_own_ranges_in_the_order_they_were_given(builder: PromptBuilder
     )
     assert [picture.data for picture in prompt.pictures] == files
     assert [picture.rows for picture in prompt.pictures] == [4, 8, 12]
-    assert [(r.end - r.start, r.picture) for r in prompt.ranges] == [(4, 0), (8, 1), (12, 2)]
+    assert [(r.end - r.start, r.item) for r in prompt.ranges] == [(4, 0), (8, 1), (12, 2)]
     inside = np.concatenate([np.arange(r.start, r.end) for r in prompt.ranges])
     assert np.flatnonzero(prompt.token_ids == checkpoint.image_token_id).tolist() == inside.tolist()
     assert prompt.picture_tokens == 24
@@ -270,7 +270,7 @@ def test_threads_do_not_disturb_each_other(builder: PromptBuilder) -> None:
 
 def test_ranges_are_plain_data(builder: PromptBuilder) -> None:
     (only,) = builder.build([message("user", image(56, 56))]).ranges
-    assert only == PictureRange(only.start, only.start + 4, 0)
+    assert only == MediaRange(only.start, only.start + 4, 0)
 
 
 def test_building_prompts_brings_in_no_torch() -> None:

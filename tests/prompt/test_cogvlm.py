@@ -16,7 +16,7 @@ from mmserve.errors import InvalidField
 from mmserve.prompt import PromptBuilder
 from mmserve.prompt.cogvlm import TEMPLATES, cog_positions
 from mmserve.prompt.template import ChatTemplate
-from mmserve.types import Message, PictureRange, Prompt, TextPart
+from mmserve.types import MediaRange, Message, Prompt, TextPart
 from tests.checkpoints.cogvlm import COGVLMS, tiny_cogvlm
 from tests.checkpoints.tokenizer import sentencepiece_tokenizer_json
 from tests.models.cogvlm_reference import CogReference, positions_of
@@ -86,7 +86,7 @@ class TestText:
         typed = "<|picture|> <s> a </s> <|end_of_text|> <|reserved_special_token_0|> <unk>"
         prompt = build.build([user(typed, PICTURE), assistant("<|picture|>"), user("?")])
         assert prompt.picture_tokens == 27
-        assert prompt.ranges == (PictureRange(1, 28, 0),)
+        assert prompt.ranges == (MediaRange(1, 28, 0),)
         assert typed in build.decode(prompt.token_ids.tolist()[28:])
 
     def test_raw_prompts(self, kind: str, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_positions(before: int, rows: int, behind: int) -> None:
     kinds = [0] * before + [1] * rows + [0] * behind
     if not kinds:
         return
-    ranges = (PictureRange(before, before + rows, 0),) if rows else ()
+    ranges = (MediaRange(before, before + rows, 0),) if rows else ()
     positions, following = cog_positions(Prompt(np.zeros(len(kinds), dtype=np.int64), ranges=ranges))
     assert positions.dtype == np.int64
     assert positions.tolist() == [positions_of(kinds)]

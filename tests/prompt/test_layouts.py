@@ -69,7 +69,7 @@ def test_text_of_an_expansion_is_encoded_with_its_neighbours(builder: PromptBuil
     expected = [*ids_of(builder, "user: Look\n"), 490, *ids_of(builder, "[0"), 502, 502, *ids_of(builder, "][1")]
     expected += [502, 502, *ids_of(builder, "]"), 492, *ids_of(builder, "What?")]
     assert prompt.token_ids.tolist() == expected
-    assert [(r.end - r.start, r.picture) for r in prompt.ranges] == [(2, 0), (2, 0)]
+    assert [(r.end - r.start, r.item) for r in prompt.ranges] == [(2, 0), (2, 0)]
     assert prompt.picture_tokens == prompt.pictures[0].rows == 4
 
 
@@ -94,7 +94,7 @@ def test_templates_that_know_lists_only_keep_messages_of_text_alone(builder: Pro
 
 def test_raw_prompts_with_marks_and_with_all_rows_written_out(builder: PromptBuilder) -> None:
     marked = builder.build_text(f"Look{MARK}What?", [png("red")])
-    assert [(r.end - r.start, r.picture) for r in marked.ranges] == [(2, 0), (2, 0)]
+    assert [(r.end - r.start, r.item) for r in marked.ranges] == [(2, 0), (2, 0)]
     assert builder.decode(marked.token_ids.tolist()) == "Look\n[0][1]What?"
     written = builder.build_ids(marked.token_ids.tolist(), [png("red")])
     assert written.ranges == marked.ranges

@@ -11,7 +11,7 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from mmserve.checkpoint import Checkpoint
 from mmserve.prompt import mrope_positions
-from mmserve.types import ContentHash, Grid, ImageHeader, Picture, PictureRange, Prompt
+from mmserve.types import ContentHash, Grid, ImageHeader, MediaRange, Picture, Prompt
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def prompt_of(texts: list[int], grids: list[Grid]) -> Prompt:
         at += texts[index]
         rows = grid.t * grid.h * grid.w // 4
         pictures.append(Picture(b"", ImageHeader("PNG", 1, 1), ContentHash(bytes([index])), grid, rows))
-        ranges.append(PictureRange(at, at + rows, index))
+        ranges.append(MediaRange(at, at + rows, index))
         at += rows
     return Prompt(np.zeros(at + texts[len(grids)], np.int64), tuple(pictures), tuple(ranges))
 

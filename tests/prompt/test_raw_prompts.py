@@ -11,7 +11,7 @@ from mmserve.config import Limits
 from mmserve.errors import CorruptPicture, InvalidField, PromptTooLong, TooManyPictures, UnsupportedPicture
 from mmserve.prompt import PromptBuilder
 from mmserve.prompt.specials import SpecialTokens
-from mmserve.types import PictureRange, Prompt
+from mmserve.types import MediaRange, Prompt
 from tests.prompt.test_builder import image, message
 
 PAD = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -59,7 +59,7 @@ def test_ids_with_and_without_room_for_the_rows(builder: PromptBuilder) -> None:
     assert same(builder.build_ids(whole.token_ids.tolist(), pictures), whole)
     beside = builder.build_ids([pad, pad], pictures)
     first, second = (picture.rows for picture in beside.pictures)
-    assert beside.ranges == (PictureRange(0, first, 0), PictureRange(first, first + second, 1))
+    assert beside.ranges == (MediaRange(0, first, 0), MediaRange(first, first + second, 1))
     assert not whole.token_ids.flags.writeable
 
 

@@ -13,7 +13,8 @@ from mmserve.checkpoint import Checkpoint
 from mmserve.config import EngineConfig, Limits
 from mmserve.engine.build import build_engine
 from mmserve.prompt import PromptBuilder
-from mmserve.types import ImagePart, Message, Request, SamplingParams, TextPart
+from mmserve.sampling import SamplingParams
+from mmserve.types import ImagePart, Message, Request, TextPart
 from tests.proofs.answers import Answer, ask, could_choose, recorded_choices
 
 SYSTEMS = (

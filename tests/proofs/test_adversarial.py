@@ -29,7 +29,8 @@ from mmserve.engine.engine import Engine
 from mmserve.engine.local import LocalEngineClient
 from mmserve.errors import CorruptPicture
 from mmserve.prompt import PromptBuilder
-from mmserve.types import ContentHash, Grid, Picture, Prompt, Request, SamplingParams
+from mmserve.sampling import SamplingParams
+from mmserve.types import ContentHash, Grid, Picture, Prompt, Request
 from tests.proofs import traps
 from tests.proofs.answers import TOLERANCE, Answer, ask, distance, furthest, parted_at
 from tests.proofs.traps import Conversation, Trap, conversation, drawing, opened, shape

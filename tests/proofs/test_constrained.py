@@ -24,7 +24,8 @@ from mmserve.grammar.compiler import CompiledGrammar
 from mmserve.grammar.judge import judge
 from mmserve.grammar.spec import Choice, Constraint, JsonSchema, Regex, XmlSchema
 from mmserve.prompt import PromptBuilder
-from mmserve.types import ImagePart, Message, Prompt, Request, SamplingParams, TextPart, TokenEvent
+from mmserve.sampling import SamplingParams
+from mmserve.types import ImagePart, Message, Prompt, Request, TextPart, TokenEvent
 from tests.engine.pictures import png
 from tests.grammar.sample import load
 

@@ -27,7 +27,8 @@ from mmserve.engine.build import build_engine
 from mmserve.engine.engine import Engine
 from mmserve.engine.plan import SamplingRow
 from mmserve.engine.sampler import uniform
-from mmserve.types import IntArray, Prompt, SamplingParams, TokenLogprob
+from mmserve.sampling import SamplingParams
+from mmserve.types import IntArray, Prompt, TokenLogprob
 from tests.proofs.answers import MAX_STEPS, TOLERANCE, could_choose, distance
 from tests.proofs.mixes import Asked, Askers, Truths, engine_config
 from tests.reference import NEAR_TIE

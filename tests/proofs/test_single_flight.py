@@ -21,7 +21,8 @@ from mmserve.config import EngineConfig, Limits
 from mmserve.engine.build import build_engine
 from mmserve.engine.local import LocalEngineClient
 from mmserve.prompt import PromptBuilder
-from mmserve.types import Prompt, Request, SamplingParams
+from mmserve.sampling import SamplingParams
+from mmserve.types import Prompt, Request
 from tests.proofs.serving import serve
 from tests.proofs.traps import conversation, drawing
 from tests.vision.files import encode

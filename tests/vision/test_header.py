@@ -166,7 +166,7 @@ def test_a_size_of_zero_is_corrupt(size: tuple[int, int]) -> None:
         (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
         (b"\0\0\0\x1cftypmif1", "HEIC"),
         (b"\0\0\0\x20ftypavif", "AVIF"),
-        (b"\0\0\0\x20ftypisom", "video: send single frames"),
+        (b"\0\0\0\x20ftypisom", "video: send it as a video, or single frames"),
         (b"\x1a\x45\xdf\xa3 webm", "video"),
         (b"RIFF\0\0\0\0AVI LIST", "video"),
         (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),

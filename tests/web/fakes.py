@@ -26,9 +26,9 @@ from mmserve.types import (
     Grid,
     ImageHeader,
     ImagePart,
+    MediaRange,
     Message,
     Picture,
-    PictureRange,
     Prompt,
     Request,
     TextPart,
@@ -65,13 +65,14 @@ class FakePrompts:
         self.salts.append(cache_salt)
         self.threads.append(threading.get_ident())
         pictures: list[Picture] = []
-        ranges: list[PictureRange] = []
+        ranges: list[MediaRange] = []
         length = 0
         for part in (part for message in messages for part in message.parts):
             if isinstance(part, TextPart):
                 length += len(part.text.split())
                 continue
-            ranges.append(PictureRange(length, length + ROWS, len(pictures)))
+            assert isinstance(part, ImagePart)
+            ranges.append(MediaRange(length, length + ROWS, len(pictures)))
             length += ROWS
             pictures.append(_picture(part))
         system = sum(words for message in messages if message.role == "system" for words in _words(message))
@@ -114,10 +115,10 @@ class FakePrompts:
         if list(given).count(ord(PLACEHOLDER)) != len(read) or not given:
             raise InvalidField("placeholders and pictures differ, or nothing was sent", param=where)
         ids: list[int] = []
-        ranges: list[PictureRange] = []
+        ranges: list[MediaRange] = []
         for id_ in given:
             if id_ == ord(PLACEHOLDER):
-                ranges.append(PictureRange(len(ids), len(ids) + ROWS, len(ranges)))
+                ranges.append(MediaRange(len(ids), len(ids) + ROWS, len(ranges)))
             ids += [id_] * (ROWS if id_ == ord(PLACEHOLDER) else 1)
         return Prompt(np.array(ids, dtype=np.int64), read, tuple(ranges))
 
@@ -227,7 +228,8 @@ def scored(request: Request, logprob: Callable[[str], float], cached: int = 2) -
 def usage_of(request: Request, completion: int, cached: int = 2) -> Usage:
     prompt = request.prompt
     system = prompt.system_tokens
-    return Usage(len(prompt), completion, cached, prompt.picture_tokens, 1, system, min(cached, system))
+    cached_system, video = min(cached, system), prompt.tokens_of("video")
+    return Usage(len(prompt), completion, cached, prompt.picture_tokens, 1, system, cached_system, video)
 
 
 def forever(request: Request) -> Iterator[Step]:

@@ -19,7 +19,8 @@ from mmserve.errors import (
     PromptTooLong,
     QueueFull,
 )
-from mmserve.types import ImagePart, Request, SamplingParams, TextPart
+from mmserve.sampling import SamplingParams
+from mmserve.types import ImagePart, Request, TextPart
 from tests.web.fakes import FakeEngine, FakePrompts, Step, eventually, forever, png, say, silence
 from tests.web.test_vqa import error_of
 from web.app import create_app

@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from mmserve.errors import MMServeError, QueueFull
-from mmserve.types import ImagePart, Message, Request, SamplingParams, TextPart, TokenEvent
+from mmserve.sampling import SamplingParams
+from mmserve.types import ImagePart, Message, Request, TextPart, TokenEvent
 from tests.web.fakes import ROWS, FakeEngine, FakePrompts, Step, png, say, sse, usage_of
 from tests.web.test_vqa import error_of
 from web.schemas import ChatRequest
@@ -69,6 +70,8 @@ async def test_completion(client: httpx.AsyncClient, engine: FakeEngine) -> None
                 "cached_images": 1,
                 "system_tokens": 0,
                 "cached_system_tokens": 0,
+                "video_tokens": 0,
+                "audio_tokens": 0,
             },
         },
         "images": [{"width": 8, "height": 6, "tokens": ROWS, "resized": [16, 12]}],
@@ -367,7 +370,7 @@ async def test_field_that_asks_for_nothing_is_harmless(client: httpx.AsyncClient
         ([{"role": "user"}], "messages[0]"),
         ([{"role": "user", "content": []}], "messages[0]"),
         ([{"role": "user", "content": 5}], "messages[0].content"),
-        ([{"role": "user", "content": [{"type": "video_url"}]}], "messages[0].content[0].type"),
+        ([{"role": "user", "content": [{"type": "hologram_url"}]}], "messages[0].content[0].type"),
         ([{"role": "user", "content": [{"text": "x"}]}], "messages[0].content[0].type"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0]"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0]"),

@@ -10,7 +10,8 @@ import pytest
 
 from mmserve.errors import MMServeError, QueueFull
 from mmserve.grammar.spec import Choice
-from mmserve.types import Request, SamplingParams, TokenEvent, TokenLogprob
+from mmserve.sampling import SamplingParams
+from mmserve.types import Request, TokenEvent, TokenLogprob
 from tests.web.fakes import END, FakeEngine, FakePrompts, Step, say, sse, usage_of
 from tests.web.test_vqa import error_of
 

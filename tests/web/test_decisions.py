@@ -71,6 +71,8 @@ async def test_choice(client: httpx.AsyncClient, engine: FakeEngine, prompts: Fa
                 "cached_images": 1,
                 "system_tokens": 0,
                 "cached_system_tokens": 0,
+                "video_tokens": 0,
+                "audio_tokens": 0,
             },
         },
     }

@@ -5,7 +5,8 @@ from typing import Any
 import httpx
 import pytest
 
-from mmserve.types import Request, SamplingParams, TokenEvent
+from mmserve.sampling import SamplingParams
+from mmserve.types import Request, TokenEvent
 from tests.web.fakes import END, FakeEngine, FakePrompts, sse, usage_of
 from web.generation import Tally
 from web.matched import matched_stop

@@ -13,7 +13,8 @@ import pytest
 
 from mmserve.errors import EngineUnavailable, MMServeError, PromptTooLong, QueueFull
 from mmserve.grammar.spec import Grammar, JsonSchema, Regex
-from mmserve.types import Request, SamplingParams
+from mmserve.sampling import SamplingParams
+from mmserve.types import Request
 from tests.web.fakes import END, PLACEHOLDER, ROWS, FakeEngine, FakePrompts, eventually, forever, png, silence, sse
 from tests.web.native import made, post, spell
 from tests.web.test_chat import data_uri

@@ -13,7 +13,8 @@ import pytest
 
 from mmserve.errors import MMServeError, QueueFull, ResponseNotKept, UnsupportedPicture
 from mmserve.grammar.spec import AnyJson, JsonSchema, StructuralTag
-from mmserve.types import ConstraintReport, ImagePart, Message, SamplingParams, TextPart, TokenEvent
+from mmserve.sampling import SamplingParams
+from mmserve.types import ConstraintReport, ImagePart, Message, TextPart, TokenEvent
 from tests.web.fakes import ROWS, FakeEngine, FakePrompts, say
 from tests.web.test_chat import PNG, data_uri
 from tests.web.test_tool_calls import NOW, OSLO

@@ -25,6 +25,7 @@ async def test_models(client: httpx.AsyncClient) -> None:
         "owned_by": "mmserve",
         "max_model_len": 512,
         "description": "A small model.",
+        "media": ["image"],
     }
     assert (await client.get("/v1/models")).json() == {"object": "list", "data": [model]}
     for name in ("pocket-vl", "default"):

@@ -9,9 +9,11 @@ import httpx
 import pytest
 
 from mmserve.errors import CorruptPicture, MMServeError, QueueFull
-from mmserve.types import ImagePart, Message, SamplingParams, TextPart, TokenEvent
+from mmserve.sampling import SamplingParams
+from mmserve.types import ImagePart, Message, TextPart, TokenEvent
 from tests.web.fakes import ROWS, FakeEngine, FakePrompts, png, say, sse, usage_of
-from web.schemas import DetailFields, VqaFields
+from web.parts import DetailFields, FrameFields
+from web.schemas import VqaFields
 
 pytestmark = pytest.mark.anyio
 
@@ -63,6 +65,8 @@ async def test_answer_in_json(client: httpx.AsyncClient, engine: FakeEngine) -> 
                 "cached_images": 1,
                 "system_tokens": 0,
                 "cached_system_tokens": 0,
+                "video_tokens": 0,
+                "audio_tokens": 0,
             },
         },
         "images": [{"width": 8, "height": 6, "tokens": ROWS, "resized": [16, 12]}],
@@ -126,7 +130,7 @@ async def test_every_sampling_field_arrives(
         "cache_salt": "tenant",
         "model": "default",
     }
-    others = {"question", "system", "stream"} | CONSTRAINTS | set(DetailFields.model_fields)
+    others = {"question", "system", "stream"} | CONSTRAINTS | {*DetailFields.model_fields, *FrameFields.model_fields}
     assert set(sent) | others == set(VqaFields.names())
     response = await ask(client, sent)
     assert response.status_code == 200, response.text
@@ -272,7 +276,7 @@ async def test_big_pictures_are_prepared_in_a_thread_and_small_ones_inline(
 async def test_description_of_the_form_is_whole(client: httpx.AsyncClient) -> None:
     description = (await client.get("/openapi.json")).json()
     schema = description["paths"]["/v1/vqa"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert set(schema["properties"]) == {"image", *VqaFields.names()}
-    assert schema["required"] == ["image", "question"]
+    assert set(schema["properties"]) == {"image", "video", "audio", *VqaFields.names()}
+    assert schema["required"] == ["question"]  # of files, one at least, whichever the model takes
     for path in ("/v1/vqa", "/v1/chat/completions", "/v1/decisions"):
         assert "$ref" not in json.dumps(description["paths"][path]["post"]["requestBody"])

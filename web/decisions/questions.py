@@ -26,8 +26,8 @@ from mmserve.config import MIB
 from mmserve.errors import InvalidField, TooManyPictures
 from mmserve.types import Detail, ImagePart, Message, TextPart
 from web.errors import explain
+from web.parts import DetailFields, ImageUrl
 from web.pictures import PictureShelf
-from web.schemas import DetailFields, ImageUrl
 
 MAX_QUESTIONS = 400
 MAX_OPTIONS = 255

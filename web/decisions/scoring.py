@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from mmserve.engine.client import EngineClient
 from mmserve.errors import MMServeError
 from mmserve.probabilities import label_mass, softmax
-from mmserve.types import Message, Prompt, Request, SamplingParams, Usage
+from mmserve.sampling import SamplingParams
+from mmserve.types import Message, Prompt, Request, Usage
 from web.decisions.questions import Question, with_question
 from web.generation import Stopwatch, Tally, collect
 from web.service import PromptBuilder

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mmserve.errors import InvalidField
-from mmserve.types import SamplingParams
+from mmserve.sampling import SamplingParams
 from web.errors import explain
 from web.schemas import Texts
 
@@ -31,7 +31,11 @@ _REFUSED_SAMPLING: Mapping[str, tuple[object, ...]] = {
     "beam_width": (*_EMPTY, 1),
     **dict.fromkeys(("stop_regex", "logit_bias", "custom_params", "watermark"), _EMPTY),
 }
-_INSTEAD = {"token_ids_logprob": "; POST /v1/decisions scores given answers"}
+_INSTEAD = {
+    "token_ids_logprob": "; POST /v1/decisions scores given answers",
+    "video_data": ": this route takes no videos, and POST /v1/chat/completions takes them as video_url",
+    "audio_data": ": this route takes no sounds, and POST /v1/chat/completions takes them as audio_url or input_audio",
+}
 
 
 def _refuse(extra: Mapping[str, Any] | None, refused: Mapping[str, tuple[object, ...]], prefix: str = "") -> None:

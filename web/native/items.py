@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from mmserve.config import MIB
 from mmserve.errors import InvalidField, RequestError
-from mmserve.types import Prompt, Request, SamplingParams
+from mmserve.sampling import SamplingParams
+from mmserve.types import Prompt, Request
 from web.constraints import Wanted, constraint_of, from_sampling_params
 from web.native.body import GenerateBody, NativeSampling, parse_sampling
 from web.native.pictures import pictures_of

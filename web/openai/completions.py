@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pydantic import ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from mmserve.errors import InvalidField, RequestError
-from mmserve.types import Prompt, Request, SamplingParams
+from mmserve.sampling import SamplingParams
+from mmserve.types import Prompt, Request
 from web.constraints import Wanted, constraint_of
 from web.errors import explain
 from web.generation import make_requests

@@ -103,7 +103,12 @@ def _part(part: object, where: str) -> dict[str, Any]:
                     f"{where} needs image_url, a data URI; or the id of a picture that was sent once", param=where
                 )
             return {"type": "image_url", "image_url": {"url": address, "detail": part.get("detail")}}
+        if kind == "input_audio":
+            return {"type": "input_audio", "input_audio": part.get("input_audio")}
+        if kind == "input_video":
+            return {"type": "video_url", "video_url": part.get("video_url")}
     raise InvalidField(
-        f"{where} is of a type that means nothing here; there are input_text, input_image and output_text",
+        f"{where} is of a type that means nothing here; there are input_text, input_image, "
+        "input_audio, input_video (with video_url) and output_text",
         param=f"{where}.type",
     )

@@ -12,7 +12,8 @@ from itertools import count
 from typing import Any
 
 from mmserve.errors import InvalidField, MMServeError
-from mmserve.types import Prompt, SamplingParams
+from mmserve.sampling import SamplingParams
+from mmserve.types import Prompt
 from mmserve.types import Request as EngineRequest
 from web.constraints import Verdict, Wanted, chat_choice, chat_extra, constraint_of, verdict_on
 from web.generation import Tally, generate, images_json, logprobs_json, make_requests, usage_json

@@ -35,7 +35,7 @@ class ServiceMetrics:
         self.between_tokens = Histogram(p + "inter_token_latency_seconds", "Between two tokens.", _TOKEN_BOUNDS)
         self.whole = Histogram(p + "e2e_request_latency_seconds", "Arrival to last token.", _WHOLE_BOUNDS)
         self.queue = Histogram(p + "request_queue_time_seconds", "In the engine's queue.", _STAGE_BOUNDS)
-        self.encode = Histogram(p + "request_encode_time_seconds", "Decoding and encoding pictures.", _STAGE_BOUNDS)
+        self.encode = Histogram(p + "request_encode_time_seconds", "Decoding and encoding media.", _STAGE_BOUNDS)
         self.prefill = Histogram(p + "request_prefill_time_seconds", "Admission to first token.", _STAGE_BOUNDS)
         self.decode = Histogram(p + "request_decode_time_seconds", "First to last token.", _STAGE_BOUNDS)
         self.prompt = Histogram(p + "request_prompt_tokens", "Prompt tokens of a request.", _LENGTH_BOUNDS)

@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -14,14 +14,18 @@ import certifi
 import httpx
 
 from mmserve.config import Limits
-from mmserve.errors import PictureError, PictureNotFetched, PictureTooLarge
-from vision.header import probe
+from mmserve.errors import MediaError, PictureNotFetched
+from mmserve.sounds.header import probe as probe_sound
+from mmserve.types import MediaKind
+from vision.header import probe as probe_picture
+from web.media import MEDIA
 from web.remote.addresses import Address, checked_url, is_public, literal, port_of
 
 Resolver: TypeAlias = Callable[[str, int], Awaitable[list[str]]]
 """A host name and a port -> its IP addresses, the best first. Raises ``OSError``."""
 
 _REDIRECTS = (301, 302, 303, 307, 308)
+_PROBES: Mapping[MediaKind, Callable[[bytes, Limits], object]] = {"image": probe_picture, "audio": probe_sound}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,31 +80,37 @@ class RemotePictures:
         """Bytes that one request may have fetched: as many as it could have sent."""
         return self._limits.max_body_bytes
 
-    async def fetch(self, address: str, where: str) -> bytes:
-        """The picture at ``address``. Raises a ``PictureError`` with ``where`` as the field at fault."""
+    async def fetch(self, address: str, where: str, kind: MediaKind = "image") -> bytes:
+        """The picture, or medium of another ``kind``, at ``address``. Raises a ``MediaError`` of that kind, with
+        ``where`` as the field at fault."""
+        medium = MEDIA[kind]
         try:
             async with asyncio.timeout(self._rules.seconds), self._slots:
-                data = await self._follow(address)
-            probe(data, self._limits)
-        except PictureError as error:
+                data = await self._follow(address, kind)
+            if kind in _PROBES:  # a video is read through, which takes its time: that is for the prompt to do
+                _PROBES[kind](data, self._limits)
+        except PictureNotFetched as error:
+            told = error.message.replace("the picture's", f"the {medium.name}'s", 1)
+            raise medium.not_fetched(told, param=where) from error
+        except MediaError as error:
             raise type(error)(error.message, param=where) from error
         except TimeoutError:
-            raise PictureNotFetched(
-                f"the picture's address took more than {self._rules.seconds:g} seconds", param=where
+            raise medium.not_fetched(
+                f"the {medium.name}'s address took more than {self._rules.seconds:g} seconds", param=where
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            raise PictureNotFetched(
-                f"the picture's address could not be asked ({type(error).__name__})", param=where
+            raise medium.not_fetched(
+                f"the {medium.name}'s address could not be asked ({type(error).__name__})", param=where
             ) from None
         return data
 
-    async def _follow(self, address: str) -> bytes:
+    async def _follow(self, address: str, kind: MediaKind) -> bytes:
         for _ in range(self._rules.redirects + 1):
             url = checked_url(address, self._rules.domains, self._rules.ports)
-            response = await self._ask(url, await self._locate(url))
+            response = await self._ask(url, await self._locate(url), kind)
             try:
                 if response.status_code not in _REDIRECTS:
-                    return await self._read(response)
+                    return await self._read(response, kind)
                 address = str(url.join(response.headers.get("location", "")))
             finally:
                 await response.aclose()
@@ -119,14 +129,14 @@ class RemotePictures:
             raise PictureNotFetched("the picture's host has no address on the public internet")
         return found[0]
 
-    async def _ask(self, url: httpx.URL, address: Address) -> httpx.Response:
+    async def _ask(self, url: httpx.URL, address: Address, kind: MediaKind) -> httpx.Response:
         host = url.raw_host.decode("ascii")
         request = httpx.Request(
             "GET",
             url.copy_with(host=str(address)),
             headers={
                 "Host": url.netloc.decode("ascii"),
-                "Accept": "image/*",
+                "Accept": f"{MEDIA[kind].types}*",
                 "Accept-Encoding": "identity",
                 "User-Agent": "mmserve",
                 "Connection": "close",
@@ -136,12 +146,13 @@ class RemotePictures:
         )
         return await self._transport.handle_async_request(request)
 
-    async def _read(self, response: httpx.Response) -> bytes:
+    async def _read(self, response: httpx.Response, kind: MediaKind) -> bytes:
         if response.status_code != 200:
             raise PictureNotFetched(f"the picture's address answered {response.status_code} and not 200")
         if response.headers.get("content-encoding", "identity").strip().lower() != "identity":
             raise PictureNotFetched("the picture's address sent it compressed, which was not asked for")
-        most = self._limits.max_picture_bytes
+        medium = MEDIA[kind]
+        most = medium.max_bytes(self._limits)
         declared = response.headers.get("content-length", "")
         data = bytearray()
         if not (declared.isdigit() and int(declared) > most):
@@ -151,4 +162,4 @@ class RemotePictures:
                     break
             else:
                 return bytes(data)
-        raise PictureTooLarge(f"the picture has more than {most} bytes; use a smaller one")
+        raise medium.too_large(f"the {medium.name} has more than {most} bytes; use a smaller one")

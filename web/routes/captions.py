@@ -16,13 +16,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mmserve.errors import EngineUnavailable, InvalidField, MMServeError, PictureError, PromptTooLong
+from mmserve.sampling import SamplingParams
 from mmserve.template import DEFAULT_CAPTION_PROMPT, Template, file_values
-from mmserve.types import ImagePart, Message, Prompt, SamplingParams, TextPart
+from mmserve.types import ImagePart, Message, Prompt, TextPart
 from web.constraints import Wanted, constraint_of, from_form, naming, verdict_on, vqa_answer
 from web.errors import error_body, explain, internal_error
 from web.generation import Stopwatch, Tally, collect, image_json, logprobs_json, make_requests, offload, usage_json
 from web.middleware import request_id
-from web.schemas import DetailFields, SamplingFields, WordFields, detail_field, request_schema
+from web.parts import DetailFields, form_field
+from web.schemas import SamplingFields, WordFields, request_schema
 from web.service import Service
 from web.sse import start_stream
 from web.uploads import Form, FormRules, read_form
@@ -208,7 +210,7 @@ class _Run:
         try:
             return self._service.prompts.build(messages, cache_salt=fields.cache_salt)
         except InvalidField as error:
-            raise InvalidField(error.message, param=detail_field(error) or error.param) from error
+            raise InvalidField(error.message, param=form_field(error) or error.param) from error
 
     def _answer(self, job: _Job, prompt: Prompt, tally: Tally) -> dict[str, Any]:
         [picture] = prompt.pictures

@@ -15,11 +15,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from mmserve.errors import EngineUnavailable
-from mmserve.types import Prompt, SamplingParams, TokenEvent
+from mmserve.sampling import SamplingParams
+from mmserve.types import Prompt, TokenEvent
 from mmserve.types import Request as EngineRequest
 from web.constraints import Verdict, Wanted, chat_choice, chat_extra, constraint_of, naming, verdict_on
 from web.errors import explain
 from web.generation import (
+    INLINE_BYTES,
     Stopwatch,
     Tally,
     collect,
@@ -31,6 +33,7 @@ from web.generation import (
     usage_json,
 )
 from web.matched import matched_stop
+from web.media import media_json
 from web.middleware import request_id
 from web.openai.reply import delta_of, finish_of, message_json, reader_of, reply_of
 from web.openai.tools import Toolbox
@@ -54,7 +57,9 @@ def chat_router(service: Service) -> APIRouter:
             raise EngineUnavailable("the model is not ready; try again in a moment")
         body = await read_body(request, service.limits, service.upload_idle_seconds)
         watch = Stopwatch()
-        asked, job = await offload(len(body), lambda: _prepare(service, body))
+        # The length of a video or sound may be known only when it is decoded, however few its bytes are.
+        size = len(body) if b"video_url" not in body and b"audio" not in body else INLINE_BYTES + len(body)
+        asked, job = await offload(size, lambda: _prepare(service, body))
         for name in ignored.new(asked.unknown_fields()):
             logger.info("the field %r of a chat request has no meaning here and is ignored", name)
         identity = f"chatcmpl-{request_id(request)}"
@@ -76,7 +81,7 @@ def chat_router(service: Service) -> APIRouter:
             for i, (tally, verdict) in enumerate(zip(tallies, verdicts, strict=True))
         ]
         usage = usage_json(tally.usage for tally in tallies)
-        rest = {"usage": usage, "images": images_json(job.prompt)}
+        rest = {"usage": usage, "images": images_json(job.prompt), **media_json(job.prompt)}
         return JSONResponse(envelope | {"choices": choices} | rest | chat_extra(verdicts))
 
     return router
@@ -152,7 +157,8 @@ class _Stream:
                     yield self._frame([end], chat_extra([verdict]))
         if self._with_usage:
             usage = usage_json(choice.tally.usage for choice in choices)
-            yield frame(self._chunk | {"choices": [], "usage": usage, "images": images_json(self._job.prompt)})
+            rest = {"usage": usage, "images": images_json(self._job.prompt), **media_json(self._job.prompt)}
+            yield frame(self._chunk | {"choices": []} | rest)
         yield DONE
 
     def _frame(self, choices: list[dict[str, Any]], extra: dict[str, Any] | None = None) -> bytes:

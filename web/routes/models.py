@@ -33,4 +33,5 @@ def _model_json(service: Service) -> dict[str, Any]:
         "owned_by": "mmserve",
         "max_model_len": service.max_model_len,
         "description": service.model.description,
+        "media": list(service.model.media),
     }

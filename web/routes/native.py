@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from mmserve.errors import EngineUnavailable, InvalidField, MMServeError, RequestError
+from mmserve.sampling import SamplingParams
 from mmserve.types import Request as EngineRequest
-from mmserve.types import SamplingParams
 from web.constraints import Verdict, verdict_on
 from web.generation import Stopwatch, generate, offload
 from web.middleware import request_id

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, cast
 
 from mmserve.engine.loop import EngineLoop
 from mmserve.engine.process.channel import ChannelClosed, encode, receive
+from mmserve.engine.process.media import Kept
 from mmserve.engine.process.messages import (
     Abort,
     Close,
@@ -37,7 +38,6 @@ from mmserve.engine.process.messages import (
     ToEngine,
     pack,
 )
-from mmserve.engine.process.pictures import Kept
 from mmserve.engine.process.recipe import Recipe
 from mmserve.engine.process.spawn import ignore_signals
 from mmserve.errors import MMServeError
@@ -78,7 +78,7 @@ class EngineServer:
         self._outbox: SimpleQueue[FromEngine | None] = SimpleQueue()
         self._engine: Engine | None = None
         self._loop: EngineLoop | None = None
-        self._pictures = Kept()
+        self._media = Kept()
         self._closing = False
         self._stats_due = 0.0
 
@@ -152,11 +152,11 @@ class EngineServer:
         elif loop is None:
             raise AssertionError(f"{type(message).__name__} came before the engine was loaded")
         elif isinstance(message, Submit):
-            loop.submit(self._pictures.complete(message.request))
+            loop.submit(self._media.complete(message.request))
         elif isinstance(message, Abort):
             loop.abort(message.request_id)
         elif isinstance(message, Forget):
-            self._pictures.forget(message.contents)
+            self._media.forget(message.sources)
         elif isinstance(message, Flush):
             self._flush(loop, message.number)
 

@@ -15,6 +15,7 @@ from typing import Self, cast
 
 from mmserve.engine.mailboxes import Mailboxes
 from mmserve.engine.process.channel import ChannelClosed, encode, receive_from
+from mmserve.engine.process.media import Sent
 from mmserve.engine.process.messages import (
     Abort,
     Close,
@@ -33,7 +34,6 @@ from mmserve.engine.process.messages import (
     ToEngine,
     unpack,
 )
-from mmserve.engine.process.pictures import Sent
 from mmserve.engine.process.recipe import Recipe
 from mmserve.engine.process.spawn import describe_exit, spawn
 from mmserve.engine.process.watchdog import Watchdog

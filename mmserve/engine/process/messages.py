@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from mmserve.engine.process.recipe import Recipe
 from mmserve.errors import MMServeError
-from mmserve.types import ContentHash, Request, TokenEvent
+from mmserve.types import Request, TokenEvent
 
 Stats: TypeAlias = Mapping[str, float]
 
@@ -24,7 +24,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """A request whose limits are resolved. Pictures that are there already come without their bytes (``bytes``)."""
+    """A request whose limits are resolved. Media that are there already come without their bytes (``bytes``)."""
 
     request: Request
 
@@ -36,9 +36,9 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Pictures that no request under way has any more: their bytes may go."""
+    """Files that no request under way has any more, by the ``source`` of their items: their bytes may go."""
 
-    contents: tuple[ContentHash, ...]
+    sources: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,15 +17,16 @@ import numpy as np
 from mmserve.engine.process.recipe import Recipe
 from mmserve.errors import CheckpointError, UnsupportedConstraint
 from mmserve.grammar.spec import Constraint, Regex
+from mmserve.sampling import SamplingParams
 from mmserve.types import (
     ContentHash,
     Grid,
     ImageHeader,
+    MediaItem,
+    MediaRange,
     Picture,
-    PictureRange,
     Prompt,
     Request,
-    SamplingParams,
     TokenEvent,
     Usage,
 )
@@ -164,10 +165,10 @@ FAKE = Recipe(fake)
 
 
 def ask(
-    name: str, max_tokens: int = 3, wish: str = "", *pictures: Picture, constraint: Constraint | None = None
+    name: str, max_tokens: int = 3, wish: str = "", *media: MediaItem, constraint: Constraint | None = None
 ) -> Request:
-    ranges = tuple(PictureRange(i, i + 1, i) for i in range(len(pictures)))
-    prompt = Prompt(np.arange(4 + len(pictures), dtype=np.int64), pictures, ranges)
+    ranges = tuple(MediaRange(i, i + 1, i) for i in range(len(media)))
+    prompt = Prompt(np.arange(4 + len(media), dtype=np.int64), media, ranges)
     return Request(name, prompt, SamplingParams(max_tokens=max_tokens), wish, constraint)
 
 

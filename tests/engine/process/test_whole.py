@@ -22,7 +22,8 @@ from mmserve.engine.process.supervisor import BackOff
 from mmserve.errors import BudgetTooSmall, CorruptPicture, EngineUnavailable, InvalidConstraint
 from mmserve.grammar.spec import Choice, Constraint, JsonSchema
 from mmserve.prompt import PromptBuilder
-from mmserve.types import ImagePart, Message, Request, SamplingParams, TextPart, TokenEvent
+from mmserve.sampling import SamplingParams
+from mmserve.types import ImagePart, Message, Request, TextPart, TokenEvent
 from tests.engine.pictures import png
 
 pytestmark = pytest.mark.anyio

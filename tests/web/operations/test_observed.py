@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mmserve.errors import CorruptPicture, MMServeError
-from mmserve.types import Prompt, Request, SamplingParams, Stages, TokenEvent, Usage
+from mmserve.sampling import SamplingParams
+from mmserve.types import Prompt, Request, Stages, TokenEvent, Usage
 from tests.web.fakes import FakeEngine, Step, forever, say
 from web.operations.metrics import FINISH_REASONS, ServiceMetrics
 from web.operations.observed import ObservedEngine, outcome_of

@@ -15,7 +15,8 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanContext, TraceFlags
 
 from mmserve.errors import ConfigError, CorruptPicture
-from mmserve.types import Prompt, Request, SamplingParams, Stages, TokenEvent, Usage
+from mmserve.sampling import SamplingParams
+from mmserve.types import Prompt, Request, Stages, TokenEvent, Usage
 from tests.web.fakes import FakeEngine, FakePrompts, Step, png
 from web.app import create_app
 from web.operations.observed import ObservedEngine

@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 
 from mmserve.config import Limits
-from mmserve.errors import CorruptPicture, PictureError, PictureNotFetched, PictureTooLarge, UnsupportedPicture
+from mmserve.errors import (
+    AudioNotFetched,
+    AudioTooLarge,
+    CorruptPicture,
+    PictureError,
+    PictureNotFetched,
+    PictureTooLarge,
+    UnsupportedAudio,
+    UnsupportedPicture,
+)
+from tests.sounds.test_header import wav_file
 from tests.web.fakes import png
 from tests.web.remote.site import Network, Site, listening, redirect, remote, response
 from web.remote import RemotePictures, RemoteRules
@@ -82,6 +92,22 @@ async def test_a_body_in_chunks_is_a_body(network: Network, site: Site) -> None:
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(RED[i : i + 7]), RED[i : i + 7]) for i in range(0, len(RED), 7))
     site.answers = {"/a": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"}
     assert await remote(network, site).fetch(f"http://pictures.example:{site.port}/a", "where") == RED
+
+
+async def test_a_sound_is_fetched_under_its_own_rules(network: Network, site: Site) -> None:
+    sound = wav_file(bytes(3200))
+    site.answers = {"/a": response(sound), "/b": response(RED), "/c": response(sound, status=404)}
+    fetcher, base = remote(network, site), f"http://pictures.example:{site.port}"
+    assert await fetcher.fetch(f"{base}/a", "where", "audio") == sound
+    assert "Accept: audio/*" in site.heads[-1]
+    with pytest.raises(UnsupportedAudio, match="a picture"):
+        await fetcher.fetch(f"{base}/b", "where", "audio")
+    with pytest.raises(AudioNotFetched, match="the sound's address answered 404") as refusal:
+        await fetcher.fetch(f"{base}/c", "where", "audio")
+    assert refusal.value.param == "where"
+    small = remote(network, site, limits=Limits(max_sound_bytes=100))
+    with pytest.raises(AudioTooLarge, match="the sound has more than 100 bytes"):
+        await small.fetch(f"{base}/a", "where", "audio")
 
 
 # -- where it leads --------------------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ async function* pieces(body, separator) {
   }
 }
 
-// Asks and yields {text}, then {finish, report} and {usage, images}. Throws ServerError with the server's own words.
+// Asks and yields {text}, then {finish, report} and {usage, images, videos, sounds}. Throws ServerError with the server's own words.
 export async function* chat(messages, extra, signal) {
   const asked = { messages, stream: true, stream_options: { include_usage: true }, ...extra };
   const response = await postJSON("/v1/chat/completions", asked, signal);
@@ -134,7 +134,7 @@ export async function* chat(messages, extra, signal) {
     const choice = chunk.choices[0];
     if (choice?.delta.content) yield { text: choice.delta.content };
     if (choice?.finish_reason) yield { finish: choice.finish_reason, report: reported(choice, chunk.constraint) };
-    if (chunk.usage) yield { usage: chunk.usage, images: chunk.images };
+    if (chunk.usage) yield { usage: chunk.usage, images: chunk.images, videos: chunk.videos, sounds: chunk.sounds };
   }
   if (!complete) throw new ServerError(t("broke"));
 }

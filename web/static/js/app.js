@@ -50,7 +50,7 @@ function refresh() {
   document.body.classList.toggle("busy", busy);
   document.body.classList.toggle("begun", begun);
   document.body.classList.toggle("chosen", tray.count > 0);
-  question.placeholder = t(begun ? "askOn" : tray.count ? "askPicture" : "askFirst");
+  question.placeholder = t(begun ? "askOn" : tray.count ? (tray.picturesOnly ? "askPicture" : "askFile") : "askFirst");
 }
 
 function fitQuestion() {
@@ -67,7 +67,7 @@ async function ask() {
   const text = question.value.trim();
   if (running || !text) return;
   if (!tray.count) {
-    notice(t("needPicture"));
+    notice(t(tray.picturesOnly ? "needPicture" : "needFile"));
     byId("files").focus();
     return;
   }
@@ -88,6 +88,7 @@ async function ask() {
   running = null;
   if (answered) {
     tray.setAsked(pictures, true);
+    tray.note(conversation.record.turns.at(-1).answer);
     keep();
   } else {
     if (!question.value) setQuestion(text); // to be mended and asked again
@@ -152,6 +153,7 @@ function openKept(record) {
   startOver();
   const last = record.turns.at(-1);
   tray.load(record.turns.flatMap((turn) => turn.pictures));
+  tray.note(last.answer);
   picker.set(last.shape, record.system);
   conversation.load(record);
   refresh();
@@ -175,6 +177,7 @@ async function showModel() {
   tray.setLimits(info.limits);
   captions.setLimits(info.limits);
   const model = await modelCard(info.model);
+  tray.setKinds(model.media);
   document.title = `${model.id} · mmserve`;
   byId("model-name").textContent = model.id;
   byId("model-description").textContent = model.description;

@@ -5,6 +5,7 @@ import { byId, newId } from "./dom.js";
 import { t } from "./i18n.js";
 import { apiKey } from "./key.js";
 import { KeptPictures } from "./kept.js";
+import { part } from "./media.js";
 import { Stopwatch } from "./meter.js";
 import { asCurl, asPython, format, openAI } from "./recipe.js";
 import { keepInView, showTurn } from "./turn.js";
@@ -104,6 +105,8 @@ export class Conversation {
       if (event.usage) {
         rest.usage = event.usage;
         rest.more.resized = event.images?.at(-1)?.resized ?? null;
+        if (event.videos) rest.more.videos = event.videos;
+        if (event.sounds) rest.more.sounds = event.sounds;
       }
     }
     return rest;
@@ -127,11 +130,12 @@ export class Conversation {
 
   async #messages(turns, system, signal) {
     const urls = await this.#kept.addresses(turns.flatMap((turn) => turn.pictures), signal);
-    return openAI(turns, system, (picture) => ({ type: "image_url", image_url: { url: urls.get(picture.id) } }));
+    return openAI(turns, system, (medium) => part(medium.kind, urls.get(medium.id)));
   }
 
   #context(index) {
-    const pictures = this.#record.turns.slice(0, index + 1).flatMap((turn) => turn.pictures);
+    const media = this.#record.turns.slice(0, index + 1).flatMap((turn) => turn.pictures);
+    const pictures = media.filter((medium) => medium.kind === "image");
     return { pictures: pictures.length, shown: pictures.at(-1) };
   }
 }

@@ -3,6 +3,7 @@
 import { plain } from "./boxes.js";
 import { button, byId, download, el } from "./dom.js";
 import { languageTag, t } from "./i18n.js";
+import { kindOf, part } from "./media.js";
 import { dataURI } from "./pictures.js";
 import { openAI } from "./recipe.js";
 
@@ -82,8 +83,8 @@ export class History {
     const record = await this.#store.load(id);
     const uris = new Map();
     for (const picture of record.turns.flatMap((turn) => turn.pictures)) uris.set(picture.id, await dataURI(picture.file));
-    const image = (picture) => ({ type: "image_url", image_url: { url: uris.get(picture.id) } });
-    const messages = openAI(record.turns, record.system, image);
+    const medium = ({ id, file, name }) => part(kindOf(file, name), uris.get(id));
+    const messages = openAI(record.turns, record.system, medium);
     messages.push({ role: "assistant", content: plain(record.turns.at(-1).answer.text) });
     const { title, created } = record;
     const whole = { title, created: new Date(created).toISOString(), messages, answers: record.turns.map((turn) => turn.answer) };

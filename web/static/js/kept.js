@@ -8,6 +8,7 @@ export class KeptPictures {
 
   // What stands for `picture` in a request: its id with the server, or the picture itself where the server keeps none.
   async address(picture, signal) {
+    if (picture.kind !== "image") return dataURI(typed(picture)); // it keeps pictures only
     if (!this.#ids.has(picture.id)) this.#ids.set(picture.id, await keep(picture, signal));
     return this.#ids.get(picture.id) ?? dataURI(picture.file);
   }
@@ -29,6 +30,11 @@ export class KeptPictures {
       return work();
     }
   }
+}
+
+// The file of a video or sound, called what it is where the browser does not know.
+function typed({ kind, file }) {
+  return file.type.startsWith(`${kind}/`) ? file : new Blob([file], { type: "application/octet-stream" });
 }
 
 // null where the server does not keep it: what is wrong with it, it says when it is asked about.

@@ -1,8 +1,9 @@
-// The pictures of the conversation: chosen, shown large, and listed as thumbnails.
+// The pictures, videos and sounds of the conversation: chosen, shown large, and listed as thumbnails.
 
 import { byId, el, newId } from "./dom.js";
 import { droppedFiles } from "./folders.js";
 import { onLanguage, t } from "./i18n.js";
+import { fault, kindOf, picturesOnly, player, sign, sizeFault, speakOf } from "./media.js";
 
 const MOST_BLOWN_UP = 4; // a tiny picture is shown larger, and not as a few large squares
 
@@ -10,16 +11,40 @@ export class Tray {
   #pictures = [];
   #shown = null;
   #limits = { max_picture_bytes: Infinity, max_pictures: Infinity };
+  #kinds = ["image"];
 
   // onChange() after every change; onRefuse(sentence) when a file is not taken.
   constructor({ onChange, onRefuse }) {
     this.onChange = onChange;
     this.onRefuse = onRefuse;
-    onLanguage(() => this.#render());
+    onLanguage(() => this.#renderAnew());
   }
 
   setLimits(limits) {
     this.#limits = limits;
+  }
+
+  // The kinds of media that the model takes.
+  setKinds(kinds) {
+    this.#kinds = kinds;
+    byId("files").accept = kinds.map((kind) => `${kind}/*`).join(",");
+    byId("photograph").hidden = !kinds.includes("image");
+    speakOf(kinds);
+    this.onChange();
+  }
+
+  get picturesOnly() {
+    return picturesOnly(this.#kinds);
+  }
+
+  // What the model saw of each video, and heard of each sound, in their order.
+  note({ videos = [], sounds = [] }) {
+    for (const [kind, said] of [["video", videos], ["audio", sounds]]) {
+      this.#pictures.filter((picture) => picture.kind === kind).forEach((picture, i) => {
+        picture.noted = said[i] ?? picture.noted;
+      });
+    }
+    this.#renderAnew();
   }
 
   get count() {
@@ -38,7 +63,7 @@ export class Tray {
         this.onRefuse(reason);
         continue;
       }
-      const picture = { id: newId(), file, name: file.name || t("pasted"), url: URL.createObjectURL(file), asked: false };
+      const picture = { id: newId(), file, name: file.name || t("pasted"), kind: kindOf(file, file.name), url: URL.createObjectURL(file), asked: false };
       this.#pictures.push(picture);
       this.#shown = picture;
     }
@@ -60,7 +85,7 @@ export class Tray {
   // Takes the pictures of a kept conversation, in which they have been asked about.
   load(pictures) {
     this.clear();
-    for (const picture of pictures) Object.assign(picture, { url: URL.createObjectURL(picture.file), asked: true });
+    for (const picture of pictures) Object.assign(picture, { kind: kindOf(picture.file, picture.name), url: URL.createObjectURL(picture.file), asked: true });
     this.#pictures = [...pictures];
     this.#shown = this.#pictures.at(-1) ?? null;
     this.#render();
@@ -74,9 +99,7 @@ export class Tray {
   }
 
   #refusal(file) {
-    const most = this.#limits.max_picture_bytes;
-    if (this.count >= this.#limits.max_pictures) return t("tooMany", { most: this.#limits.max_pictures });
-    return pictureFault(file, most);
+    return fault(file, this.#kinds, this.#pictures, this.#limits);
   }
 
   #forget(picture) {
@@ -109,10 +132,18 @@ export class Tray {
     this.onChange();
   }
 
+  // With a new player: what is said under it has changed.
+  #renderAnew() {
+    byId("stage-player").replaceChildren();
+    this.#render();
+  }
+
   #renderStage(picture) {
+    if (picture.kind !== "image") return this.#renderPlayer(picture);
     const image = byId("stage-image");
     const caption = byId("stage-caption");
-    if (image.src === picture.url) return;
+    byId("stage-player").replaceChildren();
+    if (image.src === picture.url && !image.hidden) return;
     image.hidden = false;
     byId("no-preview").hidden = true;
     caption.textContent = picture.name;
@@ -129,11 +160,22 @@ export class Tray {
     image.src = picture.url;
   }
 
+  #renderPlayer(medium) {
+    const place = byId("stage-player");
+    if (place.querySelector(medium.kind)?.src === medium.url) return;
+    byId("stage-image").hidden = true;
+    byId("no-preview").hidden = true;
+    byId("stage-caption").textContent = medium.name;
+    place.replaceChildren(player(medium, () => {
+      byId("no-preview").hidden = false;
+    }));
+  }
+
   #thumb(picture, index) {
-    const label = `${t("picture")} ${index + 1}: ${picture.name}`;
+    const label = `${t(`kind_${picture.kind}`)} ${index + 1}: ${picture.name}`;
     const show = el("button", { type: "button", className: "thumb", ariaLabel: `${t("show")} ${label}`, title: picture.name });
     show.ariaPressed = String(picture === this.#shown);
-    const image = el("img", { src: picture.url, alt: "" });
+    const image = sign(picture, "");
     image.onerror = () => image.replaceWith(el("span", { className: "broken", textContent: "?" }));
     show.append(image);
     show.onclick = () => this.#show(picture);
@@ -153,12 +195,8 @@ function more() {
 // Why a file cannot be asked about, in words; null where it can.
 export function pictureFault(file, most) {
   if (file.type && !file.type.startsWith("image/")) return t("notPicture", { name: file.name });
-  if (file.size === 0) return t("emptyFile", { name: file.name });
-  if (file.size > most) return t("tooBig", { name: file.name, size: megabytes(file.size), most: megabytes(most) });
-  return null;
+  return sizeFault(file, most);
 }
-
-const megabytes = (bytes) => `${(bytes / 2 ** 20).toFixed(1)} MB`;
 
 // A file as a data URI, read when it is needed.
 export function dataURI(file) {

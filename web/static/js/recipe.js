@@ -1,6 +1,7 @@
 // The same question as a command line, or as a Python program.
 
 import { plain } from "./boxes.js";
+import { part } from "./media.js";
 import { toSchema } from "./schema.js";
 
 // `asked` is {turns, system, shape, url, key}: the turns up to the question, its own last; key says whether one is used.
@@ -9,11 +10,12 @@ export function asCurl(asked) {
 }
 
 const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+const TYPES = { image: "image/jpeg", video: "video/mp4", audio: "audio/mpeg" }; // the server looks at the bytes
 const AUTHORIZATION = '-H "Authorization: Bearer $MMSERVE_API_KEY"';
 
 function formCurl({ turns: [turn], system, shape, url, key }) {
-  const file = (name) => quote(`image=@"${name.replace(/[\\"]/g, "\\$&")}"`);
-  const parts = turn.pictures.map((picture) => `-F ${file(picture.name)}`);
+  const file = ({ kind, name }) => quote(`${kind}=@"${name.replace(/[\\"]/g, "\\$&")}"`);
+  const parts = turn.pictures.map((medium) => `-F ${file(medium)}`);
   const field = (name, value) => parts.push(`--form-string ${quote(`${name}=${value}`)}`);
   field("question", turn.question);
   if (system) field("system", system);
@@ -27,7 +29,7 @@ function jsonCurl({ turns, system, shape, url, key }) {
   const images = [];
   const image = (picture) => {
     images.push(picture.name);
-    return { type: "image_url", image_url: { url: `data:image/jpeg;base64,@${images.length - 1}@` } };
+    return part(picture.kind, `data:${TYPES[picture.kind]};base64,@${images.length - 1}@`);
   };
   const messages = openAI(turns, system, image);
   const decision = shape.kind === "choice";
@@ -62,20 +64,23 @@ export function asPython({ turns, system, shape, url, key }) {
   const wanted = { choice: { choices: shape.options }, json: { schema: shape.kind === "json" && toSchema(shape.fields) } }[shape.kind] ?? {};
   const options = { ...(single && system && { system }), ...wanted };
   const extra = Object.entries(options).map(([name, value]) => `, ${name}=${literal(value)}`).join("");
-  const pictures = `[${turn.pictures.map((picture) => literal(picture.name)).join(", ")}]`;
+  const files = (kind) => `[${turn.pictures.filter((medium) => medium.kind === kind).map(({ name }) => literal(name)).join(", ")}]`;
+  const pictures = files("image");
+  const others = ["video", "audio"].filter((kind) => files(kind) !== "[]").map((kind) => `, ${kind}=${files(kind)}`).join("");
   const lines = ["from mmserve import Client", ""];
   const client = key ? `${literal(url)}, api_key=os.environ["MMSERVE_API_KEY"]` : literal(url);
   const print = { choice: "answer.text", json: "answer.parsed", text: "answer.text" }[shape.kind];
   if (key) lines.unshift("import os", "");
-  if (single && shape.kind === "choice" && !system) {
+  if (single && shape.kind === "choice" && !system && !others) {
     lines.push(`with Client(${client}) as client:`);
     lines.push(`    decision = client.decide(${pictures}, ${literal(turn.question)}, ${literal(shape.options)})`);
     lines.push("    print(decision.choice, decision.probabilities)");
   } else if (single) {
     lines.push(`with Client(${client}) as client:`);
-    lines.push(`    answer = client.ask(${pictures}, ${literal(turn.question)}${extra})`, `    print(${print})`);
+    lines.push(`    answer = client.ask(${pictures}, ${literal(turn.question)}${others}${extra})`, `    print(${print})`);
   } else {
-    lines.unshift("from pathlib import Path", "");
+    const carried = turns.some((each) => each.pictures.some(({ kind }) => kind !== "image"));
+    lines.unshift(...(carried ? ["from base64 import b64encode"] : []), "from pathlib import Path", "");
     lines.push("messages = [", ...pythonMessages(turns, system), "]", `with Client(${client}) as client:`);
     lines.push(`    answer = client.chat(messages${extra})`, `    print(${print})`);
   }
@@ -83,7 +88,11 @@ export function asPython({ turns, system, shape, url, key }) {
 }
 
 function pythonMessages(turns, system) {
-  const picture = ({ name }) => ({ python: `Path(${literal(name)})` });
+  const picture = ({ kind, name }) => {
+    const path = `Path(${literal(name)})`;
+    const url = `"data:;base64," + b64encode(${path}.read_bytes()).decode()`;
+    return { python: kind === "image" ? path : `{"type": "${kind}_url", "${kind}_url": {"url": ${url}}}` };
+  };
   const messages = openAI(turns, system, picture);
   return messages.map(({ role, content }) => {
     const parts = typeof content === "string" ? literal(content) : `[${content.map((part) => part.python ?? literal(part.text)).join(", ")}]`;

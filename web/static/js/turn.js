@@ -4,12 +4,13 @@ import { renderAnswer } from "./answer.js";
 import { boxFigure, parseBoxes, pictureSize, plain, readable } from "./boxes.js";
 import { button, byId, copyText, el } from "./dom.js";
 import { t } from "./i18n.js";
+import { sign } from "./media.js";
 import { quietLine } from "./meter.js";
 
 // Adds a turn to the log. `on` has edit(), retry(), curl() and python(). Returns {write, end, fail}.
 export function showTurn(turn, on) {
   const asked = el("div", { className: "turn asked" }, el("span", { className: "unseen", textContent: t("youAsked") }));
-  const thumbs = turn.pictures.map((p) => el("img", { src: p.url, alt: p.name, onerror: (e) => e.target.remove() }));
+  const thumbs = turn.pictures.map((medium) => Object.assign(sign(medium, medium.name), { onerror: (e) => e.target.remove() }));
   if (thumbs.length) asked.append(el("div", { className: "with" }, ...thumbs));
   asked.append(el("p", { textContent: turn.question }));
   const dots = el("span", { className: "dots", role: "img", ariaLabel: t("waiting") }, el("i"), el("i"), el("i"));

@@ -1,0 +1,1 @@
+"""Sound files to embedding rows. What plans is torch-free; ``features`` and ``encoder`` are what computes."""
