@@ -57,6 +57,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     engine, limits = EngineConfig(), Limits()
     group = parser.add_argument_group("engine")
     group.add_argument("--device", default=engine.device, help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    group.add_argument("--tp", type=int, default=engine.tp_size, help="GPUs that share the decoder (%(default)s)")
     group.add_argument("--dtype", default=engine.dtype, help="auto, float32, bfloat16, float16 (%(default)s)")
     group.add_argument(
         "--quantization",
@@ -157,6 +158,7 @@ async def local_service(arguments: argparse.Namespace) -> AsyncIterator[Service]
 def _engine_config(arguments: argparse.Namespace) -> EngineConfig:
     return EngineConfig(
         device=arguments.device,
+        tp_size=arguments.tp,
         dtype=arguments.dtype,
         quantization=arguments.quantization,
         max_running=arguments.max_running,

@@ -135,6 +135,8 @@ class LocalEngineClient:
         except Exception as error:
             log.exception("the engine's loop failed")
             failure = EngineUnavailable(f"the engine has failed: {type(error).__name__}")
+            if isinstance(error, EngineUnavailable):
+                failure = error
         finally:
             self._failure = failure
             self._engine.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -31,9 +31,25 @@ from mmserve.engine.sampler import Allowed, RowLogprobs, sample, score
 from mmserve.errors import ConfigError, UnsupportedPicture
 from mmserve.models.batch import Decoder, ForwardBatch, Model
 from mmserve.models.families import build_model
+from mmserve.models.ranks import ALONE, Ranks
 from mmserve.types import ContentHash, IntArray, Picture
 from vision.decode import decode
 from vision.pixels import Pixels, processor_for
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Computed:
+    """A step up to its logits, float32 ``(B, V)``, which are ``None`` where there is nothing to choose or to score.
+
+    ``damaged`` as in :class:`RunnerOutput`; the times in seconds are of fetching and encoding ``rows`` rows.
+    """
+
+    logits: Tensor | None
+    damaged: frozenset[str]
+    clock: _Clock
+    fetch_seconds: float
+    encode_seconds: float
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +144,11 @@ class Runner:
 
     @torch.inference_mode()
     def execute(self, plan: SchedulerOutput, masks: Masks | None = None) -> RunnerOutput:
+        return self.choose(plan, self.compute(plan), masks)
+
+    @torch.inference_mode()
+    def compute(self, plan: SchedulerOutput) -> Computed:
+        """All of a step but the choice of tokens: what every rank of a shared model does."""
         clock = _Clock(self._device, running=self._store is not None)
         damaged = self._move(plan)
         fetch_seconds = clock.lap()
@@ -136,25 +157,33 @@ class Runner:
             self._pixels.pop(content, None)
         rows = self._encode(plan.encode) if plan.encode else 0
         encode_seconds = clock.lap()
-        tokens, logprobs, scores = self._compute(plan.chunks, masks)
+        logits = None
+        if plan.chunks:
+            logits = self._decoder.forward(self._batch(plan.chunks), self._kv.keys, self._kv.values)
+        return Computed(logits, damaged, clock, fetch_seconds, encode_seconds, rows)
+
+    @torch.inference_mode()
+    def choose(self, plan: SchedulerOutput, computed: Computed, masks: Masks | None = None) -> RunnerOutput:
+        """The tokens and scores of a step that was computed."""
+        tokens, logprobs, scores = self._choose(plan.chunks, computed.logits, masks)
         times = None
         if self._store is not None:
-            computed = sum(len(chunk.token_ids) for chunk in plan.chunks)
+            count = sum(len(chunk.token_ids) for chunk in plan.chunks)
             fetched = sum(len(copy.source) for _, copy in plan.fetch)
-            seconds = fetch_seconds + encode_seconds + clock.lap()
-            times = StepTimes(seconds, computed, fetch_seconds if fetched else 0.0, fetched, encode_seconds, rows)
-        return RunnerOutput(tokens, logprobs, damaged, times, scores)
+            seconds = computed.fetch_seconds + computed.encode_seconds + computed.clock.lap()
+            fetch_seconds = computed.fetch_seconds if fetched else 0.0
+            times = StepTimes(seconds, count, fetch_seconds, fetched, computed.encode_seconds, computed.rows)
+        return RunnerOutput(tokens, logprobs, computed.damaged, times, scores)
 
     def close(self) -> None:
         if self._store is not None:
             self._store.close()
 
-    def _compute(
-        self, chunks: Sequence[Chunk], masks: Masks | None
+    def _choose(
+        self, chunks: Sequence[Chunk], logits: Tensor | None, masks: Masks | None
     ) -> tuple[dict[str, int], dict[str, RowLogprobs | None], dict[str, list[RowLogprobs]]]:
-        if not chunks:
+        if logits is None:
             return {}, {}, {}
-        logits = self._decoder.forward(self._batch(chunks), self._kv.keys, self._kv.values)
         rows = {chunk.sequence_id: chunk.row for chunk in chunks if chunk.row is not None}
         scores = self._score(logits[len(rows) :], chunks)
         if not rows:
@@ -228,22 +257,31 @@ class Runner:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
 
-def build_runner(checkpoint: Checkpoint, config: EngineConfig) -> Runner:
-    """Load a checkpoint onto the device and size the KV cache. Raises ``ConfigError`` and ``CheckpointError``."""
+def build_runner(
+    checkpoint: Checkpoint,
+    config: EngineConfig,
+    ranks: Ranks = ALONE,
+    agree: Callable[[int], int] = lambda slots: slots,
+) -> Runner:
+    """Load a checkpoint onto the device and size the KV cache. Raises ``ConfigError`` and ``CheckpointError``.
+
+    Of a model that ``ranks`` share it makes this rank's runner; ``agree`` turns the number of KV slots that it could
+    have into the number that all have.
+    """
     checkpoint = pick_quantization(config.quantization, checkpoint)
-    device = pick_device(config.device)
+    device = pick_device(config.device, ranks.rank)
     dtype = pick_dtype(config.dtype, device, checkpoint.dtype)
     check_room(checkpoint, config, dtype, device)
-    model = build_model(checkpoint, dtype=dtype, device=device)
+    model = build_model(checkpoint, dtype=dtype, device=device, ranks=ranks)
     decoder = model.decoder
-    slots = count_slots(decoder, config, dtype, device, checkpoint.max_model_len)
+    slots = agree(count_slots(decoder, config, dtype, device, checkpoint.max_model_len))
     kv = KVCache(decoder.num_layers, slots, decoder.num_kv_heads, decoder.head_dim, dtype, device)
     return Runner(model, kv, device, _second_tier(config, kv))
 
 
 def _second_tier(config: EngineConfig, kv: KVCache) -> tuple[HostStore, int] | None:
     layers, _, kv_heads, head_dim = kv.slot_shape
-    slots = config.tier_bytes // KVCache.bytes_per_slot(layers, kv_heads, head_dim, kv.keys[0].dtype)
+    slots = config.tier_bytes // config.tp_size // KVCache.bytes_per_slot(layers, kv_heads, head_dim, kv.keys[0].dtype)
     if not slots:
         return None
     if kv.keys[0].is_cuda:
@@ -251,15 +289,18 @@ def _second_tier(config: EngineConfig, kv: KVCache) -> tuple[HostStore, int] | N
     return FileStore(kv, slots, Path(config.tier_folder) if config.tier_folder else None), slots
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, rank: int = 0) -> torch.device:
+    """The device ``name``, or on CUDA the one that is ``rank`` further. Raises ``ConfigError`` where there is none."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"there is no device {name!r}; use cpu, cuda or cuda:N", param="device") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda was asked for, but torch sees no CUDA device; use --device cpu", param="device")
+    if device.type == "cuda" and rank:
+        return torch.device("cuda", (device.index or 0) + rank)
     return device
 
 
@@ -291,7 +332,7 @@ def count_slots(
         return config.kv_slots
     per_slot = KVCache.bytes_per_slot(decoder.num_layers, decoder.num_kv_heads, decoder.head_dim, dtype)
     if device.type == "cpu":
-        room = min(config.kv_bytes, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") // 2)
+        room = min(config.kv_bytes, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") // 2) // config.tp_size
     else:
         free, _ = torch.cuda.mem_get_info(device)
         room = int(free * config.memory_fraction)
