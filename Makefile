@@ -1,7 +1,7 @@
 # make demo        install, serve the embedded model, ask it one question, keep serving (ONCE=1: stop after the answer)
 # make test        install with the development tools; lint, types, layers and tests
 # make proof       the full-size proofs; writes their figures to docs/proofs
-# make outside     SGLang's own frontend, in an environment of its own, against our server
+# make outside     others' test suites and clients, in environments of their own, against our server
 # make bench       the benchmarks
 # make tour        run docs/tour.md's commands anew and take its pictures of the page
 # make lock        renew constraints.txt from this environment
@@ -48,18 +48,13 @@ proof: $(VENV)/.ready-dev
 	$(BIN)/python -m bench.hit_rate | tee docs/proofs/hit-rate.txt
 	$(BIN)/python -m bench.second_tier | tee docs/proofs/second-tier.txt
 	$(BIN)/python -m bench.soak --requests 20000 | tee docs/proofs/soak.txt
+	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_openapi.py | tee docs/proofs/openapi.txt
+	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_fuzz.py | tee docs/proofs/fuzz.txt
 
-OUTSIDE := .venv-sglang
-outside: $(VENV)/.ready-dev $(OUTSIDE)/.ready
-	$(BIN)/mmserve serve --port 8765 & server=$$!; trap "kill $$server" EXIT; \
-	  for _ in $$(seq 120); do curl -sf http://127.0.0.1:8765/health >/dev/null && break; sleep 1; done; \
-	  $(OUTSIDE)/bin/python -W ignore tests/outside/sglang_frontend.py http://127.0.0.1:8765
-
-$(OUTSIDE)/.ready:
-	$(PYTHON) -m venv $(OUTSIDE)
-	$(OUTSIDE)/bin/pip install --quiet --no-deps sglang
-	$(OUTSIDE)/bin/pip install --quiet requests aiohttp numpy pillow tqdm msgspec orjson psutil pybase64 pydantic ipython
-	@touch $@
+# The suites of tests/outside/suites.py, each in the environment that tests/outside/requirements.json describes.
+outside: SHELL := bash -o pipefail
+outside: $(VENV)/.ready-dev
+	$(PYTHON) tests/outside/suites.py .venv-outside --server $(BIN)/mmserve | tee docs/proofs/outside.txt
 
 bench: $(VENV)/.ready-dev
 	$(BIN)/python -m bench.easy_vqa --questions 1000

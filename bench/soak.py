@@ -14,14 +14,10 @@ import argparse
 import asyncio
 import os
 import platform
-import re
-import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +25,7 @@ from statistics import median
 
 import httpx
 
+from bench.server import MEASURES_MEMORY, at_rest, memory_of, server, stats_of, what_is_left
 from bench.soak_traffic import Traffic, Wrong
 from mmserve.config import MIB, EngineConfig
 
@@ -37,7 +34,6 @@ DEADLINE = 120.0
 
 FLAGS = ("--device", "cpu", "--kv-slots", "1000", "--max-running", "16", "--step-tokens", "256")
 TIER = ("--tier-bytes", str(4 * MIB))
-MEASURES_MEMORY = sys.platform == "linux"
 SAMPLES = 40
 JUDGED_FROM = 1000
 """With fewer requests than this there is no warm-up, and the size of the process is reported but not judged."""
@@ -86,50 +82,11 @@ class Result:
         return median(s.own for s in last) - median(s.own for s in third)
 
 
-@contextmanager
-def server(*flags: str) -> Iterator[tuple[str, int, Path]]:
-    """URL, process id and log of ``mmserve serve`` until the block ends."""
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log.txt"
-        command = [sys.executable, "-m", "mmserve", "serve", "--port", "0", *flags]
-        with log.open("w") as file:
-            process = subprocess.Popen(command, stderr=file)
-        try:
-            yield _address(process, log), process.pid, log
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    give_up = time.monotonic() + 300
-    while process.poll() is None and time.monotonic() < give_up:
-        found = re.search(r" is served at (\S+)", log.read_text())
-        if found:
-            return found[1]
-        time.sleep(0.1)
-    raise RuntimeError("the server did not start:\n" + log.read_text())
-
-
-def memory_of(pid: int) -> tuple[int, int]:
-    """Resident and anonymous bytes of a process and its descendants; zeros where the system has no ``/proc``."""
-    resident = anonymous = 0
-    pending = [pid] if MEASURES_MEMORY else []
-    while pending:
-        one = pending.pop()
-        status = Path(f"/proc/{one}/status").read_text()
-        resident += int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
-        anonymous += int(re.search(r"RssAnon:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
-        for children in Path(f"/proc/{one}/task").glob("*/children"):
-            pending += map(int, children.read_text().split())
-    return resident, anonymous
-
-
 def run(requests: int, *, concurrency: int = 32, seed: int = 0) -> Result:
     """Start a server, soak it, judge what is left and what it logged, and end it."""
-    with server(*FLAGS, *TIER) as (url, pid, log):
-        result = asyncio.run(soak(url, pid, requests, concurrency=concurrency, seed=seed))
-        result.failures += [f"logged: {line}" for line in log.read_text().splitlines() if line.startswith("ERROR")]
+    with server(*FLAGS, *TIER) as found:
+        result = asyncio.run(soak(found.url, found.pid, requests, concurrency=concurrency, seed=seed))
+        result.failures += [f"logged: {line}" for line in found.errors()]
     return result
 
 
@@ -171,29 +128,18 @@ async def _one(traffic: Traffic, number: int, result: Result) -> None:
         result.failures.append(f"request {number}: {type(error).__name__} {error}")
 
 
-async def _stats(http: httpx.AsyncClient) -> dict[str, float]:
-    found: dict[str, float] = (await http.get("/server_info", timeout=DEADLINE)).json()["stats"]
-    return found
-
-
 async def _sample(http: httpx.AsyncClient, pid: int, requests: int, seconds: float) -> Sample:
-    stats = await _stats(http)
+    stats = await stats_of(http)
     return Sample(requests, seconds, *memory_of(pid), int(stats["encoder_cache_bytes"]))
 
 
 async def _judge(http: httpx.AsyncClient, result: Result) -> None:
     """Whether what must hold after any traffic holds."""
-    stats = await _at_rest(http)
+    stats = await at_rest(http)
     result.stats = stats
-    ended = stats["requests_finished"] + stats["requests_failed"] + stats["requests_aborted"]
+    result.failures += [f"it does not hold that {sentence}" for sentence in what_is_left(stats)]
     for wanted, true in {
-        "no request is left": stats["requests_running"] == stats["requests_waiting"] == 0,
-        "every request ended once": stats["requests_added"] == ended,
-        "every slot is free or cached": stats["slots_free"] + stats["slots_cached"] == stats["slots_total"],
-        "nothing that is cached is locked": stats["slots_evictable"] == stats["slots_cached"],
-        "no rows are held": stats["encoder_cache_held_bytes"] == 0,
         "the encoder cache is within its bound": stats["encoder_cache_bytes"] <= EngineConfig().encoder_cache_bytes,
-        "no picture is in work": stats["pictures_in_work"] == 0,
         "slots were short": stats["evicted_tokens"] > 0,
         "the caches were of use": stats["cached_tokens"] > 0 and stats["pictures_reused"] > 0,
         "the second tier is sound": stats["tier_damaged"] == 0,
@@ -202,20 +148,9 @@ async def _judge(http: httpx.AsyncClient, result: Result) -> None:
         if not true:
             result.failures.append(f"it does not hold that {wanted}")
     await http.post("/flush_cache", timeout=DEADLINE)
-    stats = await _at_rest(http)
+    stats = await at_rest(http)
     if stats["slots_free"] != stats["slots_total"] or stats["encoder_cache_bytes"] or stats["tier_slots_cached"]:
         result.failures.append(f"a flush leaves something behind: {stats}")
-
-
-async def _at_rest(http: httpx.AsyncClient) -> dict[str, float]:
-    """The server's counters once nothing runs any more, or after ten seconds of waiting for that."""
-    give_up = time.monotonic() + 10
-    while True:
-        stats = await _stats(http)
-        busy = stats["requests_running"] or stats["requests_waiting"] or stats["pictures_in_work"]
-        if not busy or time.monotonic() > give_up:
-            return stats
-        await asyncio.sleep(0.05)
 
 
 def report(result: Result, flags: Mapping[str, object]) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from mmserve import __version__
+from mmserve.cli_engine import Load, load_here
 from mmserve.cli_safety import limits_of
 from mmserve.client import AsyncClient
 from mmserve.config import EngineConfig, Limits
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     import uvicorn
     from starlette.types import ASGIApp
 
-    from mmserve.checkpoint import Checkpoint
-    from mmserve.engine.engine import Engine
     from web.service import Service
 
 DEFAULT_MODEL = "pocket-vl"
@@ -104,8 +103,8 @@ async def backend_client(arguments: argparse.Namespace) -> AsyncIterator[AsyncCl
 
 
 @asynccontextmanager
-async def local_service(arguments: argparse.Namespace) -> AsyncIterator[Service]:
-    """The model loaded and its engine running, until the block ends."""
+async def local_service(arguments: argparse.Namespace, load: Load = load_here) -> AsyncIterator[Service]:
+    """The model loaded and its engine running, in this process unless ``load`` says otherwise, until the block ends."""
     # In threads, here and below: whoever listens already goes on answering, if only that the model is loading.
     offline = getattr(arguments, "offline", False)
     checkpoint = await asyncio.to_thread(lambda: load_registry().resolve(arguments.model, offline=offline))
@@ -114,11 +113,9 @@ async def local_service(arguments: argparse.Namespace) -> AsyncIterator[Service]
             raise ConfigError(f"--max-model-len must be 2 to {checkpoint.max_model_len} for {checkpoint.name}")
         checkpoint = dataclasses.replace(checkpoint, max_model_len=arguments.max_model_len)
     config, limits = _engine_config(arguments), _limits(arguments)
-    engine = await asyncio.to_thread(_build, checkpoint, config)
-    # Imported here: they bring torch, which the commands that only talk to a server never need.
-    from mmserve.engine.local import LocalEngineClient
+    parts = await load(checkpoint, config, limits)
+    # Imported here: the commands that only talk to a server never need them.
     from mmserve.grammar.judging import JudgeProcess
-    from mmserve.prompt import PromptBuilder
     from web.operations.metrics import ServiceMetrics
     from web.operations.observed import ObservedEngine
     from web.operations.tracing import start_tracing
@@ -127,11 +124,9 @@ async def local_service(arguments: argparse.Namespace) -> AsyncIterator[Service]
     name = getattr(arguments, "served_model_name", None) or checkpoint.name
     card = checkpoint.path / "README.md"
     examples = Path(__file__).parent / "assets" / "examples"
-    client = LocalEngineClient(engine, max_queue=limits.max_queue)
     metrics = ServiceMetrics()
     judge = JudgeProcess()
     try:
-        prompts = await asyncio.to_thread(PromptBuilder, checkpoint, limits)
         tracing = start_tracing(name, __version__, getattr(arguments, "otlp_traces_endpoint", None))
         yield Service(
             model=ServedModel(
@@ -140,9 +135,9 @@ async def local_service(arguments: argparse.Namespace) -> AsyncIterator[Service]
                 card.read_text(encoding="utf-8") if card.is_file() else "",
                 family=checkpoint.family,
             ),
-            prompts=prompts,
-            engine=ObservedEngine(client, metrics, tracing),
-            max_model_len=engine.max_model_len,
+            prompts=parts.prompts,
+            engine=ObservedEngine(parts.engine, metrics, tracing),
+            max_model_len=parts.max_model_len,
             limits=limits,
             sampling=checkpoint.sampling,
             examples=examples if checkpoint.name == DEFAULT_MODEL else None,
@@ -152,7 +147,7 @@ async def local_service(arguments: argparse.Namespace) -> AsyncIterator[Service]
         )
     finally:
         judge.close()
-        await client.close()
+        await parts.engine.close()
 
 
 def _engine_config(arguments: argparse.Namespace) -> EngineConfig:
@@ -180,12 +175,6 @@ def _limits(arguments: argparse.Namespace) -> Limits:
         max_kept_bytes=arguments.max_kept_bytes,
         **limits_of(arguments),
     )
-
-
-def _build(checkpoint: Checkpoint, config: EngineConfig) -> Engine:
-    from mmserve.engine.build import build_engine
-
-    return build_engine(checkpoint, config)
 
 
 @asynccontextmanager

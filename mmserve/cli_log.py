@@ -32,3 +32,5 @@ def configure_logging(level: str, style: str = "text", stream: TextIO | None = N
     logging.basicConfig(level=level.upper(), handlers=[handler])
     if level != "debug":  # a line for each request of a client of ours says nothing new
         logging.getLogger("httpx").setLevel(logging.WARNING)
+        # It warns of every broken body, which callers can send without end; they are told, and the access log counts.
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)

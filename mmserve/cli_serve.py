@@ -15,6 +15,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from mmserve.cli_backend import accepting, add_address, add_engine, add_model, local_service
+from mmserve.cli_batches import add_batches, batch_service_of
+from mmserve.cli_engine import load_apart
 from mmserve.cli_safety import add_safety, secured
 
 if TYPE_CHECKING:
@@ -46,11 +48,19 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     add_address(parser.add_argument_group("address"))
     add_engine(parser)
     add_safety(parser)
+    add_batches(parser)
     group = parser.add_argument_group("operations")
     group.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML (or MMSERVE_CONFIG)")
     group.add_argument("--log-format", choices=["text", "json"], default="text", help="default: %(default)s")
     group.add_argument(
         "--drain-seconds", type=float, default=25.0, metavar="S", help="for running requests at the end (%(default)s)"
+    )
+    group.add_argument(
+        "--watchdog-seconds",
+        type=_seconds,
+        default=300.0,
+        metavar="S",
+        help="an engine that has work and does no step for so long is started again; 0 never (%(default)s)",
     )
     group.add_argument(
         "--otlp-traces-endpoint",
@@ -63,6 +73,14 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(settings=parser, log_level="info")
 
 
+def _seconds(text: str) -> float:
+    """Raises ``ValueError`` for what is no time."""
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(text)
+    return seconds
+
+
 def run_serve(arguments: argparse.Namespace) -> int:
     return asyncio.run(_serve(arguments))
 
@@ -73,11 +91,19 @@ async def _serve(arguments: argparse.Namespace) -> int:
 
     front = Front()
     with Signals() as signals:
-        async with accepting(front, arguments, own_signals=True) as (_, url), _loaded(arguments, signals) as service:
-            front.serve(create_app(service))
+        async with (
+            accepting(front, arguments, own_signals=True) as (_, url),
+            batch_service_of(
+                arguments, url
+            ) as batch_service,  # before the model, which may take minutes, since it may be refused
+            _loaded(arguments, signals) as service,
+        ):
+            front.serve(create_app(service, batch_service))
+            await batch_service.start(service, front)  # by way of the front, so that a drain waits for what batches run
             _announce(f"{service.model.name} is served at {url}", arguments.log_format)
             await signals.first.wait()
             await drain(front, service.engine, signals.second, arguments.drain_seconds)
+            await batch_service.close()
     return signals.status
 
 
@@ -93,7 +119,12 @@ def _announce(text: str, log_format: str) -> None:
 async def _loaded(arguments: argparse.Namespace, signals: Signals) -> AsyncIterator[Service]:
     # Reading weights cannot be interrupted, and nobody is being served who would have to be told.
     signals.at_once = True
-    async with local_service(arguments) as loaded:
+    load = load_apart(
+        watchdog_seconds=arguments.watchdog_seconds,
+        log_level=arguments.log_level,
+        log_format=arguments.log_format,
+    )
+    async with local_service(arguments, load) as loaded:
         service = secured(loaded, arguments)
         signals.at_once = False
         yield service

@@ -33,6 +33,25 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """What may be kept of files and batches, and how much of the engine batches take.
+
+    A file has at most ``max_file_bytes``, and all of them together ``max_data_bytes``: a batch's answers count, but are
+    never refused. A batch has at most ``max_batch_requests``, and at most ``max_batches`` may be unfinished.
+    ``concurrency`` is the number of requests of all batches that run at a time. ``kept_seconds`` is how long files of
+    batches are kept where nothing else was asked; ``ended_seconds`` how long a batch can be looked up after its end.
+    """
+
+    max_file_bytes: int = 512 * MIB
+    max_data_bytes: int = 16 * 1024 * MIB
+    max_batch_requests: int = 50_000
+    max_batches: int = 1000
+    concurrency: int = 8
+    kept_seconds: int = 30 * 86_400
+    ended_seconds: int = 90 * 86_400
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """How the engine runs.
 

@@ -10,6 +10,10 @@
     │   ├── PromptTooLong            the prompt and its answer do not fit the model's context
     │   ├── ModelNotFound            the named model is not served here
     │   ├── ResponseNotKept          the named response is not kept here, or not any more
+    │   ├── FileNotKept              the named file is not kept here, or not any more
+    │   ├── FileTooLarge             a file to be kept has more bytes than the limit
+    │   ├── BatchNotFound            the named batch is not this caller's, or there is none
+    │   ├── BatchEnded               the batch has ended, so that it cannot be cancelled
     │   ├── ConstraintError          what the answer should look like
     │   │   ├── InvalidConstraint    is not a well-formed schema, pattern or grammar, or too large
     │   │   ├── UnsupportedConstraint  cannot be enforced; names the keyword and its place
@@ -26,6 +30,7 @@
     ├── RequestCancelled             the caller went away or asked for the request to end
     ├── QueueFull                    too many requests wait; try again later
     │   └── RateLimited              more than this API key may ask for; try again later
+    ├── StorageFull                  there is no room on the disk, or in what is set aside for files
     └── EngineUnavailable            the engine is loading, stopped or failed
 
 An error crosses process and network boundaries as ``(code, message, param)`` and comes back as
@@ -93,6 +98,22 @@ class ResponseNotKept(RequestError):
     code = "response_not_kept"
 
 
+class FileNotKept(RequestError):
+    code = "file_not_found"
+
+
+class FileTooLarge(RequestError):
+    code = "file_too_large"
+
+
+class BatchNotFound(RequestError):
+    code = "batch_not_found"
+
+
+class BatchEnded(RequestError):
+    code = "batch_ended"
+
+
 class ConstraintError(RequestError):
     code = "constraint_error"
 
@@ -158,13 +179,21 @@ class QueueFull(MMServeError):
 
 
 class RateLimited(QueueFull):
-    """``retry_after`` is in seconds; it travels as the header ``Retry-After``."""
+    """``retry_after`` is in seconds; it travels as the header ``Retry-After``. With ``hopeless`` waiting does not help,
+    and ``X-Should-Retry: false`` says so, which OpenAI's clients know."""
 
     code = "rate_limit_exceeded"
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after: float = 1.0) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after: float = 1.0, hopeless: bool = False
+    ) -> None:
         super().__init__(message, param=param)
         self.retry_after = retry_after
+        self.hopeless = hopeless
+
+
+class StorageFull(MMServeError):
+    code = "storage_full"
 
 
 class EngineUnavailable(MMServeError):

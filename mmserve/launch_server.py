@@ -26,6 +26,7 @@ ALIASES: Mapping[str, str] = {
     "--mem-fraction-static": "--memory-fraction",
     "--tp-size": "--tp",
     "--tensor-parallel-size": "--tp",
+    "--watchdog-timeout": "--watchdog-seconds",
 }
 
 NEEDLESS: Mapping[str, str] = {

@@ -6,8 +6,11 @@ import json
 import logging
 import re
 import sys
+from collections.abc import Iterator
 
-from mmserve.cli_log import JsonFormatter
+import pytest
+
+from mmserve.cli_log import JsonFormatter, configure_logging
 
 
 def line(record: logging.LogRecord) -> dict[str, object]:
@@ -44,3 +47,20 @@ def test_a_traceback_is_kept() -> None:
     except ValueError:
         made = record("failed", exc_info=sys.exc_info())
     assert "ValueError: the cause" in str(line(made)["exception"])
+
+
+@pytest.fixture
+def loggers() -> Iterator[None]:
+    """The levels that this process had."""
+    names = ("httpx", "python_multipart")
+    levels = [logging.getLogger(name).level for name in names]
+    yield
+    for name, level in zip(names, levels, strict=True):
+        logging.getLogger(name).setLevel(level)
+
+
+@pytest.mark.usefixtures("loggers")
+def test_a_broken_body_writes_nothing_into_the_log() -> None:
+    """Each wrote a warning of the form parser's, so that whoever sends rubbish fills the log."""
+    configure_logging("info")
+    assert not logging.getLogger("python_multipart.multipart").isEnabledFor(logging.WARNING)

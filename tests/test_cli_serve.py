@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+import mmserve
+from mmserve.cli import main
 from tests.engine.pictures import png
 
 LONG = 1500
@@ -34,7 +37,12 @@ class Served:
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                [*command, *small, *options], stdout=out, stderr=out, env=environment, cwd=log.parent
+                [*command, *small, *options],
+                stdout=out,
+                stderr=out,
+                env=environment,
+                cwd=log.parent,
+                start_new_session=True,
             )
         self.log = log
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
@@ -67,9 +75,36 @@ class Served:
             next(lines)
             yield lines
 
+    def engine(self) -> int:
+        """The process id of its engine."""
+        [pid] = [pid for pid in _members(self.process.pid) if "mmserve.engine.process" in _command(pid)]
+        return pid
+
     def lines(self) -> list[dict[str, object]]:
         """The log; each line must be JSON."""
         return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+
+def _members(group: int) -> set[int]:
+    """The processes of a group that still run."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                found.add(int(stat.parent.name))
+    return found
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    return ""
+
+
+def _has_torch(pid: int) -> bool:
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    return any(name in maps for name in ("libtorch", "torchvision", "triton"))
 
 
 @pytest.fixture
@@ -86,7 +121,7 @@ def started(checkpoint_path: Path, tmp_path: Path) -> Iterator[Served]:
 def test_it_listens_while_it_loads_and_drains_on_sigterm(started: Served) -> None:
     assert (503, "loading") in started.until(200, "ok")
     with started.answering() as lines:
-        started.process.send_signal(signal.SIGTERM)
+        os.killpg(started.process.pid, signal.SIGTERM)  # the engine's process gets it too
         started.until(503, "draining")
         refused = started.http.post("/v1/chat/completions", json={"messages": []})
         assert refused.status_code == 503
@@ -96,8 +131,47 @@ def test_it_listens_while_it_loads_and_drains_on_sigterm(started: Served) -> Non
     assert done == "[DONE]"
     assert json.loads(last)["usage"]["completion_tokens"] == LONG
     assert started.process.wait(30) == 0
+    assert not _members(started.process.pid)
     [line] = [line for line in started.lines() if line.get("path") == "/v1/vqa"]
     assert (line["status"], line["completion_tokens"], line["outcome"]) == (200, LONG, "length")
+
+
+def test_the_server_has_no_torch_and_outlives_its_engine(started: Served) -> None:
+    started.until(200, "ok")
+    shown = {"image": ("a.png", png("red"), "image/png")}
+    answer = started.http.post("/v1/vqa", data={"question": "What?", "max_tokens": "3"}, files=shown)
+    assert answer.json()["usage"]["prompt_tokens_details"]["image_tokens"] > 0
+    counted = started.http.get("/get_server_info").json()["stats"]["prompt_tokens"]
+    assert counted > 0
+    with started.answering() as lines:
+        engine = started.engine()
+        assert _has_torch(engine)
+        assert not _has_torch(started.process.pid)
+        os.kill(engine, signal.SIGKILL)
+        *_, last = lines
+    assert json.loads(last)["error"]["code"] == "engine_unavailable"
+    answer = started.http.get("/health")
+    assert (answer.status_code, answer.json()["status"]) == (503, "unavailable")
+    assert answer.headers["retry-after"]
+    refused = started.http.post("/generate", json={"text": "1 2 3"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
+    assert refused.headers["retry-after"]
+    assert started.http.get("/health_generate").status_code == 503
+    assert "engine_restarts_total" in started.http.get("/metrics").text
+    started.until(200, "ok")
+    assert started.http.get("/health_generate").status_code == 200
+    stats = started.http.get("/get_server_info").json()["stats"]
+    assert stats["engine_restarts"] == 1
+    assert stats["prompt_tokens"] > counted, "what the first engine counted is still there"
+    assert any("SIGKILL" in str(line.get("message")) for line in started.lines())
+    assert started.engine() != engine
+    started.process.kill()
+    started.process.wait()
+    for _ in range(1000):
+        if not _members(started.process.pid):
+            break
+        time.sleep(0.01)
+    assert not _members(started.process.pid), "the engine went with the server"
 
 
 def test_a_second_signal_ends_what_runs_with_a_typed_error(started: Served) -> None:
@@ -116,3 +190,49 @@ def test_a_signal_while_it_loads_ends_it(started: Served) -> None:
     started.until(503, "loading")
     started.process.send_signal(signal.SIGTERM)
     assert started.process.wait(30) == 0
+
+
+def test_a_model_that_cannot_be_loaded_ends_it_with_its_sentence(checkpoint_path: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(checkpoint_path, damaged)
+    for weights in damaged.glob("*.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:1000])
+    served = Served(damaged, tmp_path / "log")
+    with served.http:
+        assert served.process.wait(120) == 1
+    assert not _members(served.process.pid)
+    sentence = served.log.read_text().splitlines()[-1]
+    assert sentence.startswith("mmserve: ")
+    assert "safetensors" in sentence
+
+
+_COMPOSED = """
+import asyncio, sys
+import mmserve.cli, mmserve.cli_serve, mmserve.engine.process.client, web.app, web.operations.front
+import web.operations.metrics, web.operations.observed, web.operations.tracing, mmserve.grammar.judging
+from mmserve.config import Limits
+from mmserve.prompt import PromptBuilder
+from mmserve.registry import load_registry
+from mmserve.types import ImagePart, Message, TextPart
+
+picture = ImagePart(open(sys.argv[2], "rb").read())
+prompts = PromptBuilder(load_registry().resolve(sys.argv[1]), Limits())
+prompts.build([Message("user", (picture, TextPart("What?")))])
+print(sorted({"torch", "torchvision", "transformers", "triton"} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize("model", ["tiny", "pocket-vl"])
+def test_what_the_server_puts_together_loads_no_torch(model: str, checkpoint_path: Path) -> None:
+    named = str(checkpoint_path) if model == "tiny" else model
+    example = Path(mmserve.__file__).parent / "assets" / "examples" / "red-circle.png"
+    command = [sys.executable, "-c", _COMPOSED, named, str(example)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    assert subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("seconds", ["-1", "soon", "inf", "nan"])
+def test_a_watchdog_needs_a_time(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--watchdog-seconds", seconds])
+    assert "--watchdog-seconds" in capsys.readouterr().err

@@ -7,14 +7,18 @@ from fastapi import FastAPI
 from mmserve import __version__
 from web.access.gate import Gate
 from web.access.owned import owned
+from web.batches.service import BatchService
 from web.cors import add_cors
+from web.description import describe
 from web.errors import install_error_handlers
 from web.middleware import Guard
 from web.operations.access import Access
+from web.routes.batches import batches_router
 from web.routes.captions import captions_router
 from web.routes.chat import chat_router
 from web.routes.completions import completions_router
 from web.routes.decisions import decisions_router
+from web.routes.files import files_router
 from web.routes.health import health_router
 from web.routes.metrics import metrics_router
 from web.routes.models import models_router
@@ -26,8 +30,10 @@ from web.routes.vqa import vqa_router
 from web.service import Service
 
 
-def create_app(service: Service) -> FastAPI:
-    """The application; holds no state but ``service`` and the names of unknown fields that were logged.
+def create_app(service: Service, batch_service: BatchService | None = None) -> FastAPI:
+    """The application. Its state is in ``service`` and ``batch_service``, but for the unknown fields it has logged.
+
+    Without a ``batch_service`` there are no files and batches. The caller starts and closes it.
 
     FastAPI's documentation pages load their scripts from elsewhere, so they are off; ``/openapi.json`` is on.
     """
@@ -48,10 +54,14 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(chat_router(service))
     app.include_router(completions_router(service))
     app.include_router(responses_router(service))
+    if batch_service is not None:
+        app.include_router(files_router(service, batch_service))
+        app.include_router(batches_router(service, batch_service))
     app.include_router(decisions_router(service))
     app.include_router(native_router(service))
     app.include_router(models_router(service))
     app.include_router(health_router(service, __version__))
     app.include_router(metrics_router(service, __version__))
     add_page(app, service)
+    describe(app)
     return app

@@ -13,8 +13,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from mmserve.errors import (
+    BatchEnded,
+    BatchNotFound,
     BudgetTooSmall,
     EngineUnavailable,
+    FileNotKept,
+    FileTooLarge,
     InvalidField,
     KeyRefused,
     MMServeError,
@@ -27,6 +31,7 @@ from mmserve.errors import (
     RequestCancelled,
     RequestError,
     ResponseNotKept,
+    StorageFull,
     UnsupportedConstraint,
     WireError,
 )
@@ -38,6 +43,10 @@ _STATUS: Mapping[type[MMServeError], int] = {
     NotAllowed: 403,
     ModelNotFound: 404,
     ResponseNotKept: 404,
+    FileNotKept: 404,
+    BatchNotFound: 404,
+    BatchEnded: 409,
+    FileTooLarge: 413,
     PictureTooLarge: 413,
     PictureNotKept: 404,
     UnsupportedConstraint: 422,
@@ -45,6 +54,7 @@ _STATUS: Mapping[type[MMServeError], int] = {
     QueueFull: 429,
     RequestCancelled: 499,
     EngineUnavailable: 503,
+    StorageFull: 507,
 }
 _RETRY_AFTER_SECONDS: Mapping[int, str] = {429: "1", 503: "5"}
 _HTTP_CODES: Mapping[int, str] = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
@@ -69,6 +79,8 @@ def error_response(error: MMServeError) -> Response:
     headers = {}
     if isinstance(error, RateLimited):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+        if error.hopeless:
+            headers["X-Should-Retry"] = "false"
     if isinstance(error, KeyRefused):
         headers["WWW-Authenticate"] = 'Bearer realm="mmserve"'
     return _response(status_of(error), error.to_wire(), headers)

@@ -129,6 +129,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._texts: list[str] = []
+        self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
@@ -136,6 +137,7 @@ class Tally:
 
     def add(self, event: TokenEvent) -> None:
         self._texts.append(event.text)
+        self.token_ids.extend(event.token_ids)
         self.logprobs.extend(event.logprobs)
         if event.last:
             self.finish_reason, self.usage, self.constraint = event.finish_reason, event.usage, event.constraint

@@ -74,6 +74,7 @@ class Visit:
             raise RateLimited(
                 f"this API key may send {limit} pictures a minute, and this request has more: send fewer at a time",
                 retry_after=60.0,
+                hopeless=True,
             )
         if wait > 0:
             raise RateLimited(

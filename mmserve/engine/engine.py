@@ -156,6 +156,11 @@ class Engine:
     def has_requests(self) -> bool:
         return self.scheduler.has_requests
 
+    @property
+    def warm(self) -> bool:
+        """Whether a step that computed has been completed."""
+        return self.scheduler.counters.steps > 0
+
     def step(self, *, wait: bool = False) -> list[TokenEvent]:
         """One turn of the loop. ``wait`` blocks for a picture's decoding when nothing else can be done."""
         events = self._collect_pictures(wait=False)

@@ -18,8 +18,9 @@ def resolve_limits(request: Request, max_model_len: int) -> Request:
     answer = 0 if request.score_from is not None else 1
     if prompt + answer > max_model_len:
         raise PromptTooLong(
-            f"the prompt has {prompt} tokens, {request.prompt.picture_tokens} of them for pictures, but this model "
-            f"takes {max_model_len} including its answer: shorten the text, or send fewer or smaller pictures"
+            f"the prompt has {prompt} tokens, {request.prompt.picture_tokens} of them for pictures, but this model's "
+            f"maximum context length is {max_model_len}, its answer included: shorten the text, or send fewer or "
+            "smaller pictures"
         )
     if request.score_from is not None:
         _check_score(request, request.score_from)
@@ -28,8 +29,9 @@ def resolve_limits(request: Request, max_model_len: int) -> Request:
         sampling = sampling.replace(max_tokens=max_model_len - prompt)
     elif prompt + sampling.max_tokens > max_model_len:
         raise PromptTooLong(
-            f"the prompt's {prompt} tokens and max_tokens={sampling.max_tokens} exceed this model's context of "
-            f"{max_model_len} tokens. Lower max_tokens to at most {max_model_len - prompt} or shorten the prompt.",
+            f"the prompt's {prompt} tokens and max_tokens={sampling.max_tokens} are more than fit: this model's "
+            f"maximum context length is {max_model_len} tokens. Lower max_tokens to at most "
+            f"{max_model_len - prompt} or shorten the prompt.",
             param="max_tokens",
         )
     return dataclasses.replace(request, sampling=sampling)

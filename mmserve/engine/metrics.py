@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 
 @dataclass(slots=True)
@@ -34,3 +34,14 @@ class Counters:
 
     def snapshot(self) -> dict[str, float]:
         return {name: float(value) for name, value in asdict(self).items()}
+
+
+TOTALS = frozenset(field.name for field in fields(Counters)) | {
+    "evicted_tokens",
+    "evicted_pictures",
+    "grammar_compiles",
+    "grammar_hits",
+    "grammar_failures",
+    "grammar_seconds",
+}
+"""Those of an engine's ``stats()`` that only grow; the others are gauges."""

@@ -231,8 +231,10 @@ class PromptBuilder:
 
     def _too_long(self, length: str, where: str = "messages") -> PromptTooLong:
         return PromptTooLong(
-            f"the prompt has {length} tokens, but {self._checkpoint.name} takes {self._checkpoint.max_model_len:,} "
-            "including its answer: shorten the text, or send fewer or smaller pictures",
+            # Clients tell this error from others by these words: "this model's maximum context length is".
+            f"the prompt has {length} tokens, but this model's maximum context length is "
+            f"{self._checkpoint.max_model_len:,}, its answer included: shorten the text, or send fewer or smaller "
+            "pictures",
             param=where,
         )
 

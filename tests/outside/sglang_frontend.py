@@ -43,7 +43,7 @@ def import_frontend() -> Any:
     setattr(utils, "is_hip", lambda: False)  # noqa: B010 (modules have no such attributes for mypy)
     setattr(patches, "apply_all", lambda: None)  # noqa: B010
     sys.modules |= {utils.__name__: utils, patches.__name__: patches}
-    import sglang  # type: ignore[import-not-found]
+    import sglang
 
     return sglang
 
@@ -303,7 +303,7 @@ class Programs:
 
 
 def sglangs_own(sgl: Any) -> dict[str, Check]:
-    from sglang.test import test_programs as theirs  # type: ignore[import-not-found]
+    from sglang.test import test_programs as theirs
 
     del sgl
     checks = {

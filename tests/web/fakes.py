@@ -262,7 +262,9 @@ def serve(service: Service) -> Iterator[str]:
     """A uvicorn of its own thread on a free port of the loopback; yields the base URL."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(create_app(service), log_level="warning", ws="none", lifespan="off")
+    config = uvicorn.Config(
+        create_app(service), log_level="warning", ws="none", lifespan="off", timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -271,7 +273,6 @@ def serve(service: Service) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
-        server.force_exit = True
         thread.join(10)
         listener.close()
 

@@ -56,6 +56,7 @@ async def test_completion(client: httpx.AsyncClient, engine: FakeEngine) -> None
                 "message": {"role": "assistant", "content": "It is a cat.", "refusal": None},
                 "logprobs": None,
                 "finish_reason": "stop",
+                "matched_stop": 3,  # the fake tokenizer's end of turn
             }
         ],
         "usage": {

@@ -11,7 +11,7 @@ import pytest
 from mmserve.errors import MMServeError, QueueFull
 from mmserve.grammar.spec import Choice
 from mmserve.types import Request, SamplingParams, TokenEvent, TokenLogprob
-from tests.web.fakes import FakeEngine, FakePrompts, Step, say, sse, usage_of
+from tests.web.fakes import END, FakeEngine, FakePrompts, Step, say, sse, usage_of
 from tests.web.test_vqa import error_of
 
 pytestmark = pytest.mark.anyio
@@ -46,7 +46,9 @@ async def test_completion(client: httpx.AsyncClient, engine: FakeEngine) -> None
     assert body == {
         "object": "text_completion",
         "model": "pocket-vl",
-        "choices": [{"index": 0, "text": "It is a cat.", "logprobs": None, "finish_reason": "stop"}],
+        "choices": [
+            {"index": 0, "text": "It is a cat.", "logprobs": None, "finish_reason": "stop", "matched_stop": END}
+        ],
     }
     assert engine.requests[0].prompt.token_ids.tolist() == [*map(ord, "What")]
     assert engine.requests[0].sampling == SamplingParams(max_tokens=16)

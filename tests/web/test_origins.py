@@ -13,6 +13,7 @@ from mmserve.keys import add_key, new_key
 from tests.web.fakes import FakeEngine
 from web.access.ring import KeyRing
 from web.app import create_app
+from web.operations.front import Front
 from web.safety import Safety
 from web.service import Service
 
@@ -44,6 +45,29 @@ async def test_every_answer_has_the_headers_that_browsers_heed(client: httpx.Asy
     assert policy["default-src"] == "'self'"
     assert policy["object-src"] == policy["base-uri"] == policy["frame-ancestors"] == "'none'"
     assert not {"unsafe", "http:", "https:", "*"} & set(headers["content-security-policy"].replace("-", " ").split())
+
+
+async def test_refusals_faults_and_streams_have_them_too(
+    client: httpx.AsyncClient, engine: FakeEngine, service: Service
+) -> None:
+    answers = [
+        await client.post("/v1/chat/completions", json=CHAT | {"stream": True}),
+        await client.post("/v1/chat/completions", json={"messages": []}),
+        await client.post("/v1/chat/completions", content=b"x" * (service.limits.max_body_bytes + 1)),
+        await client.put("/v1/vqa"),
+        await client.get("/health", headers={"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}),
+        await client.post("/v1/chat/completions", json=CHAT, headers={"Sec-Fetch-Site": "cross-site"}),
+    ]
+    engine.script = lambda _: [RuntimeError("a fault")]
+    answers.append(await client.post("/v1/chat/completions", json=CHAT))
+    front = Front()  # the model is still loading
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(front), base_url="http://test") as loading:
+        answers.append(await loading.post("/v1/chat/completions", json=CHAT))
+    assert [answer.status_code for answer in answers] == [200, 400, 413, 405, 200, 403, 500, 503]
+    for answer in answers:
+        assert answer.headers["x-content-type-options"] == "nosniff", answer.status_code
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+        assert "access-control-allow-origin" not in answer.headers
 
 
 async def test_answers_are_kept_by_no_cache_and_the_page_by_the_browsers_own(client: httpx.AsyncClient) -> None:

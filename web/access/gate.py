@@ -25,6 +25,10 @@ _LOOKING = ("/v1/models", "/server_info", "/get_server_info", "/model_info", "/g
 """What costs nothing to answer and is not counted among a key's requests of the minute, or a page that watches the
 server would use them up."""
 
+OWN = "mmserve.visit"
+"""Where a request that the server makes of itself, for a caller it let in before, has its visit in the scope. Nothing
+that arrives from outside can be there: the scope's entries are made by the server, the caller's are in ``headers``."""
+
 _HOW = "send it as the header Authorization: Bearer KEY, or X-API-Key: KEY"
 
 
@@ -65,7 +69,7 @@ class Gate:
             return
         try:
             self._refuse_other_sites(headers)
-            visit = self._visit(headers)
+            visit = self._visit(scope, headers)
             with acting(visit):
                 if path in _ADMIN:
                     require_admin(path)
@@ -88,7 +92,10 @@ class Gate:
             return
         raise NotAllowed("pages of other origins may not use this server (mmserve serve --cors-origin allows one)")
 
-    def _visit(self, headers: Headers) -> Visit:
+    def _visit(self, scope: Scope, headers: Headers) -> Visit:
+        made = scope.get(OWN)
+        if isinstance(made, Visit):
+            return made
         if self._keys is None:
             return Visit(admin=True, remote=self._remote)
         key, meter = _known(self._keys, headers)

@@ -37,6 +37,11 @@ class KeyRing:
         key = find_key(self._keys, secret)
         return None if key is None else (key, self._meters.setdefault(key.identity, Meter(self._clock)))
 
+    def holder(self, identity: str) -> Key | None:
+        """The key of this identity; ``None`` where it is not known, or not any more."""
+        self._renew()
+        return next((key for key in self._keys if key.identity == identity), None)
+
     def _renew(self) -> None:
         now = self._clock()
         if now - self._looked < _EVERY_SECONDS:

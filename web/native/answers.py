@@ -10,6 +10,7 @@ from mmserve.errors import EngineUnavailable
 from mmserve.types import TokenEvent, TokenLogprob
 from web.constraints import Verdict, chat_choice, chat_extra
 from web.generation import Stopwatch, Tally, bounded
+from web.matched import matched_stop
 from web.native.flights import Aborted, Arrival
 from web.native.items import Item
 from web.service import PromptBuilder
@@ -101,19 +102,8 @@ class Progress:
         return {"type": "stop", "matched": self._matched()}
 
     def _matched(self) -> str | int | None:
-        """What ended the answer: a stop string, or the token that did; ``None`` for its constraint or its length.
-
-        Events do not say it, but the tokens do: they go on behind the text where a stop string was cut off.
-        """
-        if self.tally.finish_reason != "stop" or not self._ids:
-            return None
-        rest = self._decode(self._ids)[len(self.tally.text) :]
-        stops = [stop for stop in self.item.native.stop or () if rest.startswith(stop)]
-        if stops:
-            return max(stops, key=len)
-        last = self._ids[-1]
-        special = self._prompts.decode([last]) == "" != self._prompts.decode([last], special=True)
-        return last if special or last in (self.item.native.stop_token_ids or ()) else None
+        request = self.item.generate
+        return None if request is None else matched_stop(self.tally, request.sampling, self._prompts)
 
     # -- log-probabilities --------------------------------------------------------------------------------------
 

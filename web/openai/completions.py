@@ -110,6 +110,7 @@ class Job:
     """All that a body asks for; ``n`` choices of each prompt."""
 
     asked: tuple[Asked, ...]
+    sampling: SamplingParams
     n: int
     top: int | None
     echo: bool
@@ -137,7 +138,7 @@ def job_of(service: Service, body: CompletionRequest, identity: str) -> Job:
         score = _score(name, prompt, sampling, salt) if body.echo and body.logprobs is not None else None
         text = service.prompts.decode(prompt.token_ids.tolist(), special=True) if body.echo else ""
         asked.append(Asked(each if isinstance(each, str) else text, prompt, () if silent else answers, score))
-    return Job(tuple(asked), n, body.logprobs, bool(body.echo), wanted)
+    return Job(tuple(asked), sampling, n, body.logprobs, bool(body.echo), wanted)
 
 
 def _prompt(service: Service, given: str | list[int], salt: str, where: str) -> Prompt:

@@ -34,8 +34,24 @@ SHARED: Mapping[str, Refusal] = {
     "prompt": Refusal(hint="prompts are not kept here; send the messages themselves"),
 }
 
+_OF_PEERS: Mapping[str, Refusal] = {
+    "stop_regex": Refusal(hint="send stop strings, or a regex that the whole answer keeps"),
+    "allowed_token_ids": Refusal(hint="send choices, a regex or a logit_bias"),
+    "prompt_logprobs": Refusal(hint="POST /v1/completions with echo and logprobs scores a prompt"),
+    "truncate_prompt_tokens": Refusal(hint="nothing of the prompt is dropped; shorten it yourself"),
+    **dict.fromkeys(
+        (
+            *("bad_words", "custom_logit_processor", "custom_params", "guided_whitespace_pattern", "lora_path"),
+            *("include_stop_str_in_output", "logits_processors", "no_stop_trim", "prompt_embeds", "use_beam_search"),
+        ),
+        Refusal(),
+    ),
+}
+"""Fields of SGLang's and vLLM's servers that their OpenAI routes take."""
+
 CHAT: Mapping[str, Refusal] = {
     **SHARED,
+    **_OF_PEERS,
     "functions": Refusal(hint="send tools, which took its place"),
     "function_call": Refusal((*EMPTY, "none", "auto"), "send tool_choice, which took its place"),
     "modalities": Refusal((*EMPTY, ["text"]), "answers are text; leave it out"),
@@ -45,13 +61,13 @@ CHAT: Mapping[str, Refusal] = {
     "reasoning_effort": Refusal((*EMPTY, "none"), "how long the model reasons cannot be set; leave it out"),
     "store": Refusal(hint="chat completions are not kept; POST /v1/responses keeps its answers"),
     "moderation": Refusal(),
-    **dict.fromkeys(("guided_whitespace_pattern", "bad_words", "use_beam_search", "chat_template"), Refusal()),
+    "chat_template": Refusal(),
 }
 
 COMPLETIONS: Mapping[str, Refusal] = {
+    **_OF_PEERS,
     "suffix": Refusal(hint="text cannot be put in between; leave it out"),
     "best_of": Refusal((*EMPTY, 1), "ask for n answers with logprobs and choose"),
-    **dict.fromkeys(("guided_whitespace_pattern", "bad_words", "use_beam_search", "prompt_embeds"), Refusal()),
 }
 
 RESPONSES: Mapping[str, Refusal] = {

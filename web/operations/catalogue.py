@@ -102,4 +102,5 @@ CATALOGUE = (
     Entry("grammar_compilation_seconds_total", "counter", "Time spent on compiles.", _one("grammar_seconds")),
     Entry("num_grammar_queue_reqs", "gauge", "Compiles that wait or run.", _one("grammar_waiting")),
     Entry("engine_steps_total", "counter", "Steps of the engine's loop that computed.", _one("steps")),
+    Entry("engine_restarts_total", "counter", "Times that the engine was started again.", _one("engine_restarts")),
 )

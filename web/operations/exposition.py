@@ -109,6 +109,24 @@ class Counter:
         return Family(self._name, "counter", self._help, tuple(samples))
 
 
+class Gauge:
+    """A number for each value of one label. Not thread safe."""
+
+    def __init__(self, name: str, help: str, label: str, values: Sequence[str]) -> None:
+        self._name = name
+        self._help = help
+        self._label = label
+        self._now = dict.fromkeys(values, 0.0)
+
+    def set(self, numbers: Mapping[str, float]) -> None:
+        """``numbers`` by the label's value; those that it leaves out are 0."""
+        self._now = {value: numbers.get(value, 0.0) for value in self._now}
+
+    def family(self) -> Family:
+        samples = tuple(Sample(number, ((self._label, value),)) for value, number in self._now.items())
+        return Family(self._name, "gauge", self._help, samples)
+
+
 class Histogram:
     """How many values were at most each of ``bounds``, which ascend. Not thread safe; ``observe`` costs a bisection."""
 

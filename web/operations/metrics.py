@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from web.operations.catalogue import PREFIX, Stats, engine_families
-from web.operations.exposition import Counter, Family, Histogram, Sample, render
+from web.operations.exposition import Counter, Family, Gauge, Histogram, Sample, render
 
 FINISH_REASONS = ("stop", "length", "abort", "refused", "error")
 """How a request of the engine ends: by itself, at its limit, its caller gone, with the caller's error or with ours."""
+
+BATCH_OUTCOMES = ("completed", "failed", "expired", "cancelled")
+BATCH_STATUSES = ("validating", "in_progress", "finalizing", "cancelling", *BATCH_OUTCOMES)
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 _STATUSES = tuple(str(status) for status in range(100, 600))
@@ -43,10 +46,15 @@ class ServiceMetrics:
             "HTTP requests by route, method and status.",
             {"handler": None, "method": _METHODS, "status": _STATUSES},
         )
+        self.batches = Gauge(p + "num_batches", "Batches that are kept, by status.", "status", BATCH_STATUSES)
+        self.batch_requests = Counter(
+            p + "batch_requests_total", "Requests of batches by outcome.", {"outcome": BATCH_OUTCOMES}
+        )
 
     def families(self) -> Iterator[Family]:
         timed = (self.first_token, self.between_tokens, self.whole, self.queue, self.encode, self.prefill, self.decode)
-        for metric in (*timed, self.prompt, self.generated, self.requests, self.http):
+        counted = (self.requests, self.http, self.batches, self.batch_requests)
+        for metric in (*timed, self.prompt, self.generated, *counted):
             yield metric.family()
 
     def text(self, stats: Stats, *, model: str, version: str, ready: bool) -> str:

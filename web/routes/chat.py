@@ -30,6 +30,7 @@ from web.generation import (
     offload,
     usage_json,
 )
+from web.matched import matched_stop
 from web.middleware import request_id
 from web.openai.reply import delta_of, finish_of, message_json, reader_of, reply_of
 from web.openai.tools import Toolbox
@@ -126,6 +127,7 @@ def _choice(service: Service, job: _Job, index: int, tally: Tally, verdict: Verd
         "message": message_json(reply, job.toolbox),
         "logprobs": logprobs,
         "finish_reason": finish_of(tally, bool(reply.calls), job.toolbox, verdict),
+        "matched_stop": matched_stop(tally, job.sampling, service.prompts),
         **chat_choice(verdict),
     }
 
@@ -192,7 +194,8 @@ class _Choice:
     async def end(self) -> tuple[Verdict | None, dict[str, Any]]:
         verdict = await verdict_on(self._service.judge, constraint_of(self._job.wanted), self.tally)
         finish = finish_of(self.tally, self._called, self._job.toolbox, verdict)
-        return verdict, self._entry({}, finish) | chat_choice(verdict)
+        matched = {"matched_stop": matched_stop(self.tally, self._job.sampling, self._service.prompts)}
+        return verdict, self._entry({}, finish) | matched | chat_choice(verdict)
 
     def _entry(self, delta: dict[str, Any], finish: str | None = None, logprobs: object = None) -> dict[str, Any]:
         return {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}

@@ -16,6 +16,7 @@ from mmserve.errors import EngineUnavailable
 from mmserve.types import Usage
 from web.constraints import Verdict, chat_choice, chat_extra, constraint_of, naming, verdict_on
 from web.generation import Stopwatch, Tally, collect, generate, offload, usage_json
+from web.matched import matched_stop
 from web.middleware import request_id
 from web.openai.completions import Asked, CompletionRequest, Job, job_of
 from web.openai.old_logprobs import OldLogprobs
@@ -94,7 +95,8 @@ def _choice(
         logprobs = old.take()
     text = (asked.text if job.echo else "") + tally.text
     finish = tally.finish_reason or "length"
-    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish, **chat_choice(verdict)}
+    ended = {"finish_reason": finish, "matched_stop": matched_stop(tally, job.sampling, service.prompts)}
+    return {"index": index, "text": text, "logprobs": logprobs, **ended, **chat_choice(verdict)}
 
 
 async def _frames(
@@ -118,7 +120,9 @@ async def _frames(
                 yield frame(envelope | {"choices": [choice]} | rest)
             if event.last:
                 verdict = await verdict_on(service.judge, requests[index].constraint, tallies[index])
-                choice = {"index": index, "text": "", "logprobs": None, "finish_reason": event.finish_reason}
+                matched = matched_stop(tallies[index], job.sampling, service.prompts)
+                ended = {"finish_reason": event.finish_reason, "matched_stop": matched}
+                choice = {"index": index, "text": "", "logprobs": None, **ended}
                 yield frame(envelope | {"choices": [choice | chat_choice(verdict)]} | rest | chat_extra([verdict]))
     if with_usage:
         of_prompts = [tallies[i : i + job.n] for i in range(0, len(tallies), job.n)]

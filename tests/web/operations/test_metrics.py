@@ -13,13 +13,14 @@ import pytest
 from mmserve.checkpoint import Checkpoint
 from mmserve.config import EngineConfig
 from mmserve.engine.build import build_engine
+from mmserve.engine.metrics import TOTALS
 from mmserve.errors import CorruptPicture, EngineUnavailable, QueueFull
 from mmserve.types import Request, TokenEvent
 from tests.web.fakes import FakeEngine, Step, png, say
 from tests.web.operations.reading import Metric, read
 from web.operations.catalogue import CATALOGUE, PREFIX, engine_families
 from web.operations.exposition import CONTENT_TYPE
-from web.operations.metrics import ServiceMetrics
+from web.operations.metrics import BATCH_OUTCOMES, ServiceMetrics
 
 pytestmark = pytest.mark.anyio
 
@@ -103,7 +104,7 @@ async def test_tokens_that_come_together_share_their_time(http: httpx.AsyncClien
 def test_the_catalogue_names_what_an_engine_has(checkpoint: Checkpoint) -> None:
     engine = build_engine(checkpoint, EngineConfig(device="cpu", kv_slots=256))
     try:
-        stats = engine.stats()
+        stats = {**engine.stats(), "engine_restarts": 0.0}  # which is its supervisor's to say
     finally:
         engine.close()
     families = list(engine_families(stats))
@@ -112,6 +113,13 @@ def test_the_catalogue_names_what_an_engine_has(checkpoint: Checkpoint) -> None:
         assert len(family.samples) == len(entry.samples), family.name
     sources = {s for entry in CATALOGUE for s in entry.samples.values() if isinstance(s, str)}
     assert sources <= stats.keys()
+    assert stats.keys() >= TOTALS
+
+
+def test_what_prometheus_takes_for_a_counter_goes_on_when_the_engine_starts_again() -> None:
+    kinds = {source: entry.kind for entry in CATALOGUE for source in entry.samples.values() if isinstance(source, str)}
+    assert {source for source, kind in kinds.items() if kind == "counter"} <= TOTALS | {"engine_restarts"}
+    assert not {source for source, kind in kinds.items() if kind == "gauge"} & TOTALS
 
 
 def test_an_engine_that_says_less_has_fewer_samples() -> None:
@@ -139,4 +147,5 @@ def test_the_guide_lists_every_metric_and_no_other() -> None:
     real = {*shown, *(PREFIX + entry.name for entry in CATALOGUE)}
     real |= {family.name for family in ServiceMetrics().families()}
     values = {"stop", "length", "abort", "refused", "error", "system", "picture", "history"}
+    values |= set(BATCH_OUTCOMES)
     assert listed - values == {name.removeprefix(PREFIX) for name in real}

@@ -48,6 +48,13 @@ def network() -> Network:
             "inside.example": [[INSIDE]],
             "both.example": [["127.0.0.1", INSIDE]],
             "localhost": [["127.0.0.2", "::1"]],
+            "mapped.example": [["::ffff:127.0.0.2"]],
+            "nat64.example": [["64:ff9b::7f00:2"]],
+            "6to4.example": [["2002:7f00:2::1"]],
+            "zone.example": [["fe80::1%lo"]],
+            "any.example": [["0.0.0.0"], ["::"]],
+            "metadata.google.internal": [["169.254.169.254"]],
+            "odd.example": [["0177.0.0.2"]],
         }
     )
 
@@ -80,14 +87,27 @@ async def test_a_body_in_chunks_is_a_body(network: Network, site: Site) -> None:
 # -- where it leads --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("host", ["inside.example", "localhost", INSIDE, "[::ffff:127.0.0.2]", "[::ffff:7f00:2]", "0"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("inside.example", "inside.example.", "INSIDE.example", "localhost", "localhost.", "metadata.google.internal"),
+        *("mapped.example", "nat64.example", "6to4.example", "zone.example", "any.example", "odd.example"),
+        *(INSIDE, "[::ffff:127.0.0.2]", "[::ffff:7f00:2]", "[64:ff9b::7f00:2]", "[2002:7f00:2::1]", "0"),
+        *("ⓛⓞⓒⓐⓛⓗⓞⓢⓣ", "ｌｏｃａｌｈｏｓｔ", "127。0。0。2", "inside。example"),
+    ],
+)
 async def test_addresses_inside_are_never_asked(network: Network, site: Site, secret: Site, host: str) -> None:
     await refused(remote(network, site), f"http://{host}:{site.port}/a.png")
     assert secret.connections == site.connections == 0
 
 
 @pytest.mark.parametrize(
-    "host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "169.254.169.254", "10.0.0.1", "0.0.0.0", "127.1"]
+    "host",
+    [
+        *("127.0.0.1", "localhost", "localhost.", "[::1]", "[::ffff:127.0.0.1]", "169.254.169.254", "10.0.0.1"),
+        *("0.0.0.0", "0.0.0.0.", "[::]", "127.1", "[64:ff9b::127.0.0.1]", "[2002:7f00:1::]", "[fd00:ec2::254]"),
+        *("user@127.0.0.1", "example.org@localhost", "example.org%20@localhost", "localhost%0d%0aX:%20y"),
+    ],
 )
 async def test_with_the_real_rules_nothing_on_this_machine_is_asked(site: Site, host: str) -> None:
     pictures = RemotePictures(RemoteRules(ports=frozenset({site.port})), Limits())
@@ -137,6 +157,11 @@ async def test_a_name_that_has_changed_is_judged_anew(network: Network, site: Si
         "http://pictures.example:{port}@127.0.0.2:{port}/a.png",
         "http://pictures.example:{port}\\@127.0.0.2:{port}/a.png",
         "http://pictures.example:22/",
+        "http://nat64.example:{port}/a.png",
+        "http://localhost.:{port}/a.png",
+        "http://[::]:{port}/a.png",
+        "//user:pass@pictures.example:{port}/a.png",
+        "/a.png\tb",
         "file:///etc/passwd",
         "data:image/png;base64,AAAA",
         "",

@@ -1,0 +1,8 @@
+"""The engine's process; started by ``mmserve.engine.process.spawn`` only."""
+
+import sys
+
+from mmserve.engine.process.child import main
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
