@@ -127,8 +127,9 @@ class EngineLoop:
                 failure = error
         finally:
             self.failure = failure
+            self._refuse_all(failure)  # before the engine is closed, which may take its time
             self._engine.close()
-            self._refuse_all(failure)
+            self._refuse_all(failure)  # what came meanwhile
 
     def _take_messages(self) -> bool:
         """Handle what callers sent, waiting for something while the engine can do nothing; False to stop."""

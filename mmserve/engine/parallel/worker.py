@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import threading
 import time
@@ -21,14 +20,16 @@ from typing import Any
 
 import torch
 
+from mmserve.engine.children import ignore_signals
 from mmserve.engine.parallel.group import ProcessRanks
 from mmserve.engine.parallel.messages import Arrived, Damaged, Failed, Ready, Slots, Start, Step, get, put
 from mmserve.engine.runner import Runner, build_runner, pick_device
 from mmserve.errors import MMServeError
 from mmserve.models.shared import EncodingFailed
 
-LEAVE_SECONDS = 5.0
-"""For what is under way when the socket ends; it may wait for a rank that is gone."""
+LEAVE_SECONDS = 2.0
+"""For what is under way when the socket ends; it may wait for a rank that is gone. Short, since the next engine may be
+starting, which measures how much memory is free."""
 
 
 class Mail:
@@ -99,9 +100,8 @@ def run(mail: Mail) -> None:
 
 
 def main(argv: list[str]) -> int:
-    # Rank 0 decides when to end, after what still runs; Ctrl-C and a service manager's SIGTERM reach all processes.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ignore_signals()
+    os.set_inheritable(int(argv[0]), False)
     return work(Mail(Connection(int(argv[0])), leave=lambda: os._exit(1)))
 
 

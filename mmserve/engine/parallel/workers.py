@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from typing import Any
 
 from mmserve.checkpoint import Checkpoint
 from mmserve.config import EngineConfig
+from mmserve.engine.children import spawn
 from mmserve.engine.parallel.messages import Failed, Start, get, put
 from mmserve.errors import EngineUnavailable, MMServeError
 
@@ -86,10 +85,14 @@ class Workers:
         return EngineUnavailable("; ".join(f"rank {rank} of {self._size} failed: {said}" for rank, said in found))
 
     def close(self) -> None:
-        """End them: they see the end of their sockets."""
+        """End them: they see the end of their sockets. Where one has ended before, the others may wait for it in a step
+        and have nothing to finish: they are killed."""
+        broken = not self.alive
         self._closing = True
         for worker in self._workers:
             worker.pipe.close()
+            if broken and worker.process.poll() is None:
+                worker.process.kill()
         for worker in self._workers:
             try:
                 worker.process.wait(END_SECONDS)
@@ -137,17 +140,12 @@ def _ended(worker: _Worker) -> str:
 
 
 def _spawn(rank: int) -> _Worker:
-    """Start a process. Not by ``multiprocessing``: a daemon of that may have no children, and the caller's main module
-    would be run again."""
     ours, theirs = socket.socketpair()
-    with theirs:
-        # What this process can import, that one can too; an empty entry is the working directory.
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        process = subprocess.Popen(
-            [sys.executable, "-m", _MODULE, str(theirs.fileno())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,  # this process's may be what a caller reads
-            env={**os.environ, "PYTHONPATH": path},
-            pass_fds=(theirs.fileno(),),
-        )
+    try:
+        process = spawn(_MODULE, theirs)
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
     return _Worker(rank, process, Connection(ours.detach()))
