@@ -112,7 +112,7 @@ async def local_service(arguments: argparse.Namespace) -> AsyncIterator[Service]
         if not 1 < arguments.max_model_len <= checkpoint.max_model_len:
             raise ConfigError(f"--max-model-len must be 2 to {checkpoint.max_model_len} for {checkpoint.name}")
         checkpoint = dataclasses.replace(checkpoint, max_model_len=arguments.max_model_len)
-    config, limits = _engine_config(arguments), _limits(arguments)
+    config, limits = _engine_config(arguments), service_limits(arguments)
     engine = await asyncio.to_thread(_build, checkpoint, config)
     # Imported here: they bring torch, which the commands that only talk to a server never need.
     from mmserve.engine.local import LocalEngineClient
@@ -168,7 +168,8 @@ def _engine_config(arguments: argparse.Namespace) -> EngineConfig:
     )
 
 
-def _limits(arguments: argparse.Namespace) -> Limits:
+def service_limits(arguments: argparse.Namespace) -> Limits:
+    """What one request may bring. Raises ``ConfigError``."""
     return Limits(
         max_picture_bytes=arguments.max_picture_bytes,
         max_picture_pixels=arguments.max_picture_pixels,
