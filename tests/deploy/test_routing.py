@@ -22,7 +22,8 @@ def test_an_order_has_every_replica_once_and_does_not_depend_on_how_they_were_na
 ) -> None:
     order = Rendezvous(replicas).order(key)
     assert sorted(order) == sorted(replicas)
-    assert order == Rendezvous(reversed(sorted(replicas))).order(key) == Rendezvous([*replicas, *replicas]).order(key)
+    assert order == Rendezvous(sorted(replicas, reverse=True)).order(key)
+    assert order == Rendezvous([*replicas, *replicas]).order(key)
 
 
 def test_orders_are_the_same_in_every_process_and_version() -> None:
