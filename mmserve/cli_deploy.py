@@ -77,10 +77,11 @@ def run_deploy(arguments: argparse.Namespace) -> int:
     if (arguments.detach or arguments.down) and not arguments.address:
         raise ConfigError("--detach and --down are about a running Ray; name it with --address (auto, or HOST:PORT)")
     require_ray("mmserve deploy")
-    from mmserve.deploy.cluster import Cluster, connected
+    from mmserve.deploy.cluster import Cluster
+    from mmserve.deploy.ray_serve import serving
 
     where = Cluster(arguments.address, arguments.object_store_bytes, arguments.host, arguments.port)
-    with connected(where) as running:
+    with serving(where) as running:
         if arguments.down:
             running.down(APPLICATION)
             return 0

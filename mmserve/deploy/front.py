@@ -65,11 +65,12 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         path = scope["path"]
-        if path == "/live":
+        watched = scope["method"] in ("GET", "HEAD")
+        if path == "/live" and watched:
             await JSONResponse({"status": "ok"})(scope, receive, send)
             return
         call = await self._call(request)
-        if path == "/health":
+        if path == "/health" and watched:
             response = await self._health(call)
         elif path in _FOR_ALL:
             response = _joined(path, await self._replicas.ask_all(call))

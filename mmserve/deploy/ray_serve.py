@@ -23,11 +23,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mmserve.config import Limits
 from mmserve.deploy.calls import Call, Piece, Whole
+from mmserve.deploy.cluster import Cluster, connected
 from mmserve.deploy.fleet import Fleet
 from mmserve.deploy.front import create_front
 from mmserve.deploy.replica import Answering
 from mmserve.deploy.router import PLACE
-from mmserve.errors import EngineUnavailable, MMServeError, QueueFull
+from mmserve.errors import ConfigError, EngineUnavailable, MMServeError, QueueFull
 from web.app import create_app
 from web.service import Service
 
@@ -200,3 +201,48 @@ def _scaling(fleet: Fleet) -> AutoscalingConfig:
         downscale_delay_s=fleet.down_seconds,
         look_back_period_s=fleet.look_back_seconds,
     )
+
+
+class Running:
+    """A connection to a Ray; applications are put on it and taken away."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    def up(
+        self,
+        name: str,
+        build: Build,
+        fleet: Fleet,
+        limits: Limits,
+        idle_seconds: float = 30.0,
+        environment: Mapping[str, str] = {},
+    ) -> str:
+        """Put the service there, or replace the one of this name replica by replica; its URL, once it answers.
+
+        Raises ConfigError where it cannot start: the replicas' logs have the cause.
+        """
+        host, port = self._cluster.host, self._cluster.port
+        serve.start(http_options={"host": host, "port": port}, logging_config={"enable_access_log": False})
+        wanted = application(build, fleet, limits, idle_seconds=idle_seconds, environment=environment)
+        try:
+            serve.run(wanted, name=name, logging_config={"enable_access_log": False})
+        except RuntimeError as error:
+            raise ConfigError(f"the replicas did not start: {error}") from error
+        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+        return f"http://{shown}:{port}"
+
+    def down(self, name: str) -> None:
+        """Take it away; its replicas finish what they do."""
+        serve.delete(name)
+
+
+@contextmanager
+def serving(cluster: Cluster) -> Iterator[Running]:
+    """A connection until the block ends, and Ray Serve with it where Ray was started here. Raises ConfigError."""
+    with connected(cluster):
+        try:
+            yield Running(cluster)
+        finally:
+            if cluster.address is None:
+                serve.shutdown()

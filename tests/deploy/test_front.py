@@ -115,6 +115,7 @@ async def test_health_is_that_of_the_replicas(client: httpx.AsyncClient, replica
         engine.ready = False
     assert (await client.get("/health")).status_code == 503
     assert (await client.get("/live")).status_code == 200
+    assert (await client.post("/live")).status_code == 405, "only watching is answered here"
     async with client_of(LocalReplicas("")) as alone:
         assert (await alone.get("/health")).status_code == 503
 

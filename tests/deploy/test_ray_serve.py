@@ -11,8 +11,9 @@ import pytest
 
 ray = pytest.importorskip("ray", reason="Ray is an extra: pip install 'mmserve[ray]'")
 
-from mmserve.deploy.cluster import Cluster, Running, connected  # noqa: E402
+from mmserve.deploy.cluster import Cluster  # noqa: E402
 from mmserve.deploy.fleet import Fleet  # noqa: E402
+from mmserve.deploy.ray_serve import Running, serving  # noqa: E402
 from tests.deploy.fleet import LIMITS  # noqa: E402
 from tests.deploy.standins import standin  # noqa: E402
 from tests.web.fakes import eventually, png, sse  # noqa: E402
@@ -29,7 +30,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
-    with connected(Cluster(None, 100_000_000, "127.0.0.1", free_port(), cpus=2)) as running:
+    with serving(Cluster(None, 100_000_000, "127.0.0.1", free_port(), cpus=2)) as running:
         yield running
 
 
@@ -120,6 +121,7 @@ def kill_replica() -> None:
     ray.kill(ray.get_actor(next(name for name in names if "#engine#" in name), namespace="serve"))
 
 
+@pytest.mark.proof
 def test_it_grows_and_shrinks_without_a_failed_request(running: Running, url: str) -> None:
     asyncio.run(_rescale(running, url))
 
