@@ -61,7 +61,7 @@ class Times:
     def speeds(self, most: int) -> npt.NDArray[np.float64]:
         """The speed-up of 0 to ``most`` together."""
         counts, gains = zip(*self.speed_up, strict=True)
-        speeds = np.interp(np.arange(most + 1), counts, gains)
+        speeds: npt.NDArray[np.float64] = np.interp(np.arange(most + 1), counts, gains)
         speeds[0] = 0.0
         return speeds
 

@@ -11,7 +11,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -179,6 +179,12 @@ def service_limits(arguments: argparse.Namespace) -> Limits:
         max_kept_bytes=arguments.max_kept_bytes,
         **limits_of(arguments),
     )
+
+
+def plain_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that are values, which another process can be sent; not the parser nor the command."""
+    plain = (bool, int, float, str, Path, list, type(None))
+    return {name: value for name, value in vars(arguments).items() if isinstance(value, plain)}
 
 
 def _build(checkpoint: Checkpoint, config: EngineConfig) -> Engine:

@@ -8,21 +8,19 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmserve.caption import Captioner, Finish, LineLedger, PicturePrompts, Report, open_lines, select_pictures
 from mmserve.caption.files import Pictures
 from mmserve.caption.formats import CsvRows, JsonLines
 from mmserve.caption.ledger import read_ledger
-from mmserve.cli_backend import local_service
+from mmserve.cli_backend import local_service, plain_options
 from mmserve.cli_direct import DirectCaptioner
 from mmserve.cli_progress import ProgressLine
 from mmserve.client import AllOptions
+from mmserve.deploy.bulk import Store, Table, Workers
 from mmserve.deploy.extra import require_ray
 from mmserve.errors import ConfigError
-
-if TYPE_CHECKING:
-    from mmserve.deploy.ray_data import Store, Table
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")
 
@@ -49,13 +47,13 @@ def run_bulk(arguments: argparse.Namespace, finish: Finish, options: AllOptions)
         )
     require_ray("mmserve caption --ray")
     from mmserve.deploy.cluster import Cluster, connected
-    from mmserve.deploy.ray_data import Workers, caption_dataset
+    from mmserve.deploy.ray_data import caption_dataset
 
     source = source_of(arguments)
     workers = Workers(arguments.workers, arguments.worker_cpus, arguments.worker_gpus, arguments.concurrency)
     root = source.root if isinstance(source, Pictures) else Path()
     prompts = PicturePrompts(arguments.prompt, root)
-    opener = OpenCaptioner(_plain(arguments), options)
+    opener = OpenCaptioner(plain_options(arguments), options)
     with (
         opened(arguments, root) as (ledger, recorded),
         connected(Cluster(arguments.ray_address)),
@@ -76,8 +74,6 @@ def run_bulk(arguments: argparse.Namespace, finish: Finish, options: AllOptions)
 
 def source_of(arguments: argparse.Namespace) -> Pictures | Table | Store:
     """Raises ConfigError."""
-    from mmserve.deploy.ray_data import Store, Table
-
     [first, *more] = arguments.sources
     table = first.endswith(".parquet")
     if not table and not _ADDRESS.match(first):
@@ -117,7 +113,3 @@ class OpenCaptioner:
         arguments = argparse.Namespace(**self._arguments)
         async with local_service(arguments) as service:
             yield DirectCaptioner(service, system=arguments.system, options=self._options)
-
-
-def _plain(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {n: v for n, v in vars(arguments).items() if isinstance(v, (bool, int, float, str, Path, list, type(None)))}

@@ -8,11 +8,10 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from mmserve.cli_backend import add_address, add_engine, add_model, local_service, service_limits
+from mmserve.cli_backend import add_address, add_engine, add_model, local_service, plain_options, service_limits
 from mmserve.cli_safety import add_safety, secured
 from mmserve.deploy.extra import require_ray
 from mmserve.deploy.fleet import Fleet
@@ -114,12 +113,6 @@ def fleet_of(arguments: argparse.Namespace) -> Fleet:
         fronts=arguments.fronts,
         bound=Bound(arguments.balance, arguments.spare),
     )
-
-
-def plain_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options that are values, which another process can be sent; not the parser nor the command."""
-    plain = (bool, int, float, str, Path, list, type(None))
-    return {name: value for name, value in vars(arguments).items() if isinstance(value, plain)}
 
 
 class Builder:

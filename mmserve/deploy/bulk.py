@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from mmserve.caption import Caption, Captioner, Failure, Ledger, PicturePrompts, Progress
 from mmserve.client import about_picture
-from mmserve.errors import MMServeError, WireError, from_wire
+from mmserve.errors import ConfigError, MMServeError, WireError, from_wire
 from mmserve.types import Usage
 
 Open: TypeAlias = "Callable[[], AbstractAsyncContextManager[Captioner]]"
@@ -26,6 +26,37 @@ Open: TypeAlias = "Callable[[], AbstractAsyncContextManager[Captioner]]"
 Row: TypeAlias = "dict[str, Any]"
 
 _COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens", "image_tokens", "cached_pictures")
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """``count`` engines, each with ``cpus`` and ``gpus`` of its node, captioning ``batch`` pictures at a time."""
+
+    count: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    batch: int = 32
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.batch < 1:
+            raise ConfigError("there must be at least 1 worker and 1 picture at a time")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Parquet files: ``address`` is a file, a folder or an address in an object store. ``picture`` names the column
+    with the files' bytes (or with structs that have them as ``bytes``), ``name`` that which names each, once."""
+
+    address: str
+    picture: str = "image"
+    name: str = "file"
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """All pictures below an address such as ``s3://bucket/folder``; each is named by its path."""
+
+    address: str
 
 
 class Worker:

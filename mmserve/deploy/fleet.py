@@ -16,7 +16,8 @@ class Fleet:
     replicas when for ``up_seconds`` each has had more than ``target_requests`` in flight on average, and takes some
     away after ``down_seconds`` of less. A replica takes ``most_requests`` at a time, the rest waits; beyond
     ``most_waiting`` requests are refused. One that leaves has ``drain_seconds`` for what it is doing; one that says no
-    to a health check, asked every ``health_seconds``, is replaced. ``fronts`` take the HTTP requests.
+    to a health check, asked every ``health_seconds``, is replaced. ``fronts`` take the HTTP requests. ``router`` is the
+    import path of what chooses among the replicas, which is given ``bound``.
     """
 
     least: int = 1
@@ -34,6 +35,7 @@ class Fleet:
     fronts: int = 1
     front_cpus: float = 0.1
     bound: Bound = field(default_factory=Bound)
+    router: str = "mmserve.deploy.router.PictureRouter"
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most:

@@ -64,4 +64,4 @@ def _row(caption: Caption) -> dict[str, object]:
 def _caption(row: dict[str, object]) -> Caption:
     counts = [row[name] for name in _COUNTS]
     usage = None if None in counts else Usage(*counts)  # type: ignore[arg-type]
-    return Caption(*(str(row[name]) for name in ("file", "caption", "model")), usage, str(row["sha256"]))
+    return Caption(str(row["file"]), str(row["caption"]), str(row["model"]), usage, str(row["sha256"]))

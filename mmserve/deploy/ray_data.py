@@ -9,45 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import ray
 import ray.data
 
 from mmserve.caption import PICTURE_SUFFIXES, Ledger, PicturePrompts, Pictures, Progress, Report
-from mmserve.deploy.bulk import Collector, Open, Row, Worker
+from mmserve.deploy.bulk import Collector, Open, Row, Store, Table, Worker, Workers
 from mmserve.errors import ConfigError
-
-
-@dataclass(frozen=True, slots=True)
-class Workers:
-    """``count`` engines, each with ``cpus`` and ``gpus`` of its node, captioning ``batch`` pictures at a time."""
-
-    count: int = 1
-    cpus: float = 1.0
-    gpus: float = 0.0
-    batch: int = 32
-
-    def __post_init__(self) -> None:
-        if self.count < 1 or self.batch < 1:
-            raise ConfigError("there must be at least 1 worker and 1 picture at a time")
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Parquet files: ``address`` is a file, a folder or an address in an object store. ``picture`` names the column
-    with the files' bytes (or with structs that have them as ``bytes``), ``name`` that which names each, once."""
-
-    address: str
-    picture: str = "image"
-    name: str = "file"
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """All pictures below an address such as ``s3://bucket/folder``; each is named by its path."""
-
-    address: str
 
 
 def caption_dataset(
@@ -58,7 +26,7 @@ def caption_dataset(
     *,
     prompts: PicturePrompts,
     finish: Callable[[str], str] = str.strip,
-    workers: Workers = Workers(),
+    workers: Workers = Workers(),  # noqa: B008 (frozen)
     on_progress: Callable[[Progress], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Report:

@@ -159,7 +159,7 @@ def application(
 ) -> serve.Application:
     """What ``serve.run`` takes. ``environment`` are variables of the replicas' processes."""
     router = RequestRouterConfig(
-        request_router_class="mmserve.deploy.router.PictureRouter",
+        request_router_class=fleet.router,
         request_router_kwargs={"balance": fleet.bound.balance, "spare": fleet.bound.spare},
     )
     many: dict[str, Any] = {"num_replicas": fleet.least}

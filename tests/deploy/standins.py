@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
-from mmserve.types import Request
+from mmserve.types import Request, TokenEvent
 from tests.deploy.fleet import LIMITS
 from tests.web.fakes import FakeEngine, FakePrompts, Step, say, usage_of
 from web.service import ServedModel, Service
@@ -22,10 +22,10 @@ async def standin() -> AsyncIterator[Service]:
         seen.update(picture.content for picture in request.prompt.pictures)
         wait = 0.3 if request.sampling.max_tokens == 7 else None
         for step in say("It", " is", " a cat.", request=request, wait=wait):
-            if isinstance(step, float) or not step.last:  # type: ignore[union-attr]
-                yield step
-            else:
+            if isinstance(step, TokenEvent) and step.last:
                 yield dataclasses.replace(step, usage=usage_of(request, 3, cached=len(request.prompt) if known else 0))
+            else:
+                yield step
 
     yield Service(
         ServedModel("pocket-vl"), FakePrompts(), FakeEngine(script), 512, limits=LIMITS, judge=lambda *_: True

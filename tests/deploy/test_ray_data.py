@@ -13,16 +13,17 @@ import pytest
 
 pytest.importorskip("ray.data", reason="Ray is an extra: pip install 'mmserve[ray]'")
 
-import pyarrow as pa  # noqa: E402
-import pyarrow.parquet as pq  # noqa: E402
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from mmserve.caption import Mode, PicturePrompts, Progress, open_jsonl  # noqa: E402
-from mmserve.caption.files import pictures_in  # noqa: E402
-from mmserve.deploy.cluster import Cluster, connected  # noqa: E402
-from mmserve.deploy.parquet import open_parquet, read_captions  # noqa: E402
-from mmserve.deploy.ray_data import Store, Table, Workers, caption_dataset  # noqa: E402
-from mmserve.errors import ConfigError  # noqa: E402
-from tests.deploy.artist import OpenArtist  # noqa: E402
+from mmserve.caption import Mode, PicturePrompts, Progress, open_jsonl
+from mmserve.caption.files import pictures_in
+from mmserve.deploy.bulk import Store, Table, Workers
+from mmserve.deploy.cluster import Cluster, connected
+from mmserve.deploy.parquet import open_parquet, read_captions
+from mmserve.deploy.ray_data import caption_dataset
+from mmserve.errors import ConfigError
+from tests.deploy.artist import OpenArtist
 
 pytestmark = pytest.mark.proof
 
@@ -100,7 +101,10 @@ def test_pictures_in_parquet_and_below_an_address(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ["1", "2", "3"], "image": structs}), tmp_path / "in" / "part.parquet")
     folder = paint(tmp_path / "pictures", 3)
     prompts, trace = PicturePrompts("What?", Path()), tmp_path / "trace"
-    sources = (Table(str(tmp_path / "in"), "image", "id"), frozenset({"2"})), (Store(f"local://{folder}"), frozenset())
+    sources: list[tuple[Table | Store, frozenset[str]]] = [
+        (Table(str(tmp_path / "in"), "image", "id"), frozenset({"2"})),
+        (Store(f"local://{folder}"), frozenset()),
+    ]
     captions = []
     for number, (source, recorded) in enumerate(sources):
         with open_jsonl(tmp_path / f"{number}.jsonl") as ledger:
