@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from types import MappingProxyType
@@ -89,9 +90,17 @@ def run_deploy(arguments: argparse.Namespace) -> int:
         url = running.up(APPLICATION, build, fleet, limits, arguments.upload_idle_seconds, _ENVIRONMENT)
         print(f"mmserve: {arguments.model} is served at {url}", file=sys.stderr, flush=True)
         if not arguments.detach:
-            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+            _until_told()
             running.down(APPLICATION)
     return 0
+
+
+def _until_told() -> None:
+    """Return at the first SIGINT or SIGTERM; further ones change nothing, since replicas are finishing what they do."""
+    told = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: told.set())
+    told.wait()
 
 
 def fleet_of(arguments: argparse.Namespace) -> Fleet:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import httpx
@@ -148,3 +150,20 @@ async def _rescale(running: Running, url: str) -> None:
         await asyncio.gather(*users)
     assert len(statuses) > 20
     assert set(statuses) == {200}
+
+
+@pytest.mark.proof
+def test_the_command_serves_until_it_is_told_to_end() -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "mmserve", "deploy", "--port", str(port), "--cpus", "0.2", "--device", "cpu"]
+    process = subprocess.Popen([*command, "--object-store-bytes", "100000000"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        line = next(line for line in process.stderr if " is served at " in line)
+        assert line.endswith(f"http://127.0.0.1:{port}\n")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            assert vqa(client, png(64, 64)).json()["answer"]
+    finally:
+        process.terminate()
+        _, rest = process.communicate(timeout=120)
+    assert process.returncode == 0, rest
