@@ -141,10 +141,12 @@ class Collector:
     _counts: dict[str, int] = field(default_factory=dict)
     _start: float | None = None
 
+    def start(self) -> None:
+        """The time of the run counts from now on, engines that are loaded first and all."""
+        self._start = self.clock()
+
     def take(self, rows: Iterable[Row]) -> None:
         """Raises OSError when a caption cannot be written."""
-        if self._start is None:
-            self._start = self.clock()
         for row in rows:
             if row["file"] in self._seen:
                 self.twice += 1

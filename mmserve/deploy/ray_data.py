@@ -52,6 +52,7 @@ def caption_dataset(
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
     )
+    collector.start()
     for batch in _batches(captioned):
         collector.take(batch)
     failures = sorted(collector.failures, key=lambda failure: failure.file)
