@@ -1,6 +1,7 @@
 # make demo        install, serve the embedded model, ask it one question, keep serving (ONCE=1: stop after the answer)
 # make test        install with the development tools; lint, types, layers and tests
 # make proof       the full-size proofs; writes their figures to docs/proofs
+# make cluster     the tests and measurements on Ray, which it installs (630 MB); figures to docs/proofs
 # make outside     others' test suites and clients, in environments of their own, against our server
 # make bench       the benchmarks
 # make tour        run docs/tour.md's commands anew and take its pictures of the page
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Without this OpenMP's threads spin at barriers, and tests that share the cores with a browser or a server crawl.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint unit proof outside bench tour lock chromium clean
+.PHONY: demo test lint unit proof cluster outside bench tour lock chromium clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/mmserve demo $(if $(ONCE),--once)
@@ -50,6 +51,14 @@ proof: $(VENV)/.ready-dev
 	$(BIN)/python -m bench.soak --requests 20000 | tee docs/proofs/soak.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_openapi.py | tee docs/proofs/openapi.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_fuzz.py | tee docs/proofs/fuzz.txt
+	$(BIN)/python -m bench.scale | tee docs/proofs/scale.txt
+	$(BIN)/pytest -m "not proof and not gpu" -p tests.deploy.through_front -q --no-header tests/web | tee docs/proofs/front.txt
+
+cluster: SHELL := bash -o pipefail
+cluster: $(VENV)/.ready-dev
+	$(PIP) --editable '.[dev,ray]'
+	$(BIN)/pytest -q -s --no-header tests/deploy | tee docs/proofs/ray.txt
+	$(BIN)/python -m bench.cluster | tee docs/proofs/cluster.txt
 
 # The suites of tests/outside/suites.py, each in the environment that tests/outside/requirements.json describes.
 outside: SHELL := bash -o pipefail

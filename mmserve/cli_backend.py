@@ -11,7 +11,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -112,7 +112,7 @@ async def local_service(arguments: argparse.Namespace, load: Load = load_here) -
         if not 1 < arguments.max_model_len <= checkpoint.max_model_len:
             raise ConfigError(f"--max-model-len must be 2 to {checkpoint.max_model_len} for {checkpoint.name}")
         checkpoint = dataclasses.replace(checkpoint, max_model_len=arguments.max_model_len)
-    config, limits = _engine_config(arguments), _limits(arguments)
+    config, limits = _engine_config(arguments), service_limits(arguments)
     parts = await load(checkpoint, config, limits)
     # Imported here: the commands that only talk to a server never need them.
     from mmserve.grammar.judging import JudgeProcess
@@ -165,7 +165,8 @@ def _engine_config(arguments: argparse.Namespace) -> EngineConfig:
     )
 
 
-def _limits(arguments: argparse.Namespace) -> Limits:
+def service_limits(arguments: argparse.Namespace) -> Limits:
+    """What one request may bring. Raises ``ConfigError``."""
     return Limits(
         max_picture_bytes=arguments.max_picture_bytes,
         max_picture_pixels=arguments.max_picture_pixels,
@@ -175,6 +176,12 @@ def _limits(arguments: argparse.Namespace) -> Limits:
         max_kept_bytes=arguments.max_kept_bytes,
         **limits_of(arguments),
     )
+
+
+def plain_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that are values, which another process can be sent; not the parser nor the command."""
+    plain = (bool, int, float, str, Path, list, type(None))
+    return {name: value for name, value in vars(arguments).items() if isinstance(value, plain)}
 
 
 @asynccontextmanager
