@@ -28,6 +28,7 @@ from web.routes.pictures import pictures_router
 from web.routes.responses import responses_router
 from web.routes.vqa import vqa_router
 from web.service import Service
+from web.unread import Unread
 
 
 def create_app(service: Service, batch_service: BatchService | None = None) -> FastAPI:
@@ -47,6 +48,7 @@ def create_app(service: Service, batch_service: BatchService | None = None) -> F
         add_cors(app, safety.origins)
     app.add_middleware(Access, metrics=service.metrics, tracing=service.tracing)
     app.add_middleware(Guard)
+    app.add_middleware(Unread)
     install_error_handlers(app)
     app.include_router(vqa_router(service))
     app.include_router(captions_router(service))

@@ -15,6 +15,7 @@ from fastapi.openapi.utils import get_openapi
 Json = dict[str, Any]
 
 TEXT: Json = {"type": "string"}
+BYTES: Json = {"type": "string", "format": "binary"}
 WHOLE: Json = {"type": "integer"}
 NUMBER: Json = {"type": "number"}
 FLAG: Json = {"type": "boolean"}
@@ -100,6 +101,53 @@ GENERATED = shape(text=TEXT, output_ids=listed(WHOLE), meta_info=shape(id=TEXT, 
 MODEL = shape(id=TEXT, object=the("model"), created=WHOLE, owned_by=TEXT, max_model_len=WHOLE)
 STATUS = shape(status=TEXT)
 
+_TIME: Json = {"type": ["integer", "null"]}
+FILE = shape(
+    id=TEXT,
+    object=the("file"),
+    bytes=WHOLE,
+    created_at=WHOLE,
+    expires_at=_TIME,
+    filename=TEXT,
+    purpose=TEXT,
+    status=TEXT,
+)
+BATCH = shape(
+    id=TEXT,
+    object=the("batch"),
+    endpoint=TEXT,
+    input_file_id=TEXT,
+    output_file_id={"type": ["string", "null"]},
+    error_file_id={"type": ["string", "null"]},
+    completion_window=TEXT,
+    status={
+        "enum": [
+            "validating",
+            "failed",
+            "in_progress",
+            "finalizing",
+            "completed",
+            "expired",
+            "cancelling",
+            "cancelled",
+        ]
+    },
+    created_at=WHOLE,
+    expires_at=WHOLE,
+    completed_at=_TIME,
+    request_counts=shape(total=WHOLE, completed=WHOLE, failed=WHOLE),
+    metadata={"type": ["object", "null"]},
+    errors={"type": ["object", "null"]},
+    usage=shape(input_tokens=WHOLE, output_tokens=WHOLE, total_tokens=WHOLE),
+)
+
+
+def page_of(items: Json) -> Json:
+    """OpenAI's page of a list."""
+    ends: Json = {"type": ["string", "null"]}
+    return shape(object=the("list"), data=listed(items), first_id=ends, last_id=ends, has_more=FLAG)
+
+
 _EVENTS = {"text/event-stream": shape(data=TEXT) | {"description": "One event of the stream."}}
 _DROPPED = shape(id=TEXT, object=TEXT, deleted={"const": True})
 
@@ -113,6 +161,15 @@ ANSWERS: Mapping[tuple[str, str], Mapping[str, Json]] = {
     ("post", "/v1/responses"): {"application/json": RESPONSE, **_EVENTS},
     ("get", "/v1/responses/{identity}"): {"application/json": RESPONSE},
     ("delete", "/v1/responses/{identity}"): {"application/json": _DROPPED},
+    ("post", "/v1/files"): {"application/json": FILE},
+    ("get", "/v1/files"): {"application/json": page_of(FILE)},
+    ("get", "/v1/files/{identity}"): {"application/json": FILE},
+    ("get", "/v1/files/{identity}/content"): {"application/octet-stream": BYTES},
+    ("delete", "/v1/files/{identity}"): {"application/json": _DROPPED},
+    ("post", "/v1/batches"): {"application/json": BATCH},
+    ("get", "/v1/batches"): {"application/json": page_of(BATCH)},
+    ("get", "/v1/batches/{identity}"): {"application/json": BATCH},
+    ("post", "/v1/batches/{identity}/cancel"): {"application/json": BATCH},
     ("post", "/v1/decisions"): {"application/json": DECISION},
     ("post", "/generate"): {"application/json": either(GENERATED, listed(GENERATED)), **_EVENTS},
     ("post", "/abort_request"): {"application/json": shape(aborted=WHOLE)},
@@ -130,6 +187,13 @@ ANSWERS: Mapping[tuple[str, str], Mapping[str, Json]] = {
 }
 """Method and path -> media type -> schema of the 200; routes that are missing here keep FastAPI's own description."""
 
+_OWN_REFUSALS: Mapping[tuple[str, str], tuple[int, ...]] = {
+    ("post", "/v1/files"): (507,),
+    ("post", "/v1/batches"): (507,),
+    ("delete", "/v1/files/{identity}"): (507,),
+    ("post", "/v1/batches/{identity}/cancel"): (409, 507),
+}
+
 UNAVAILABLE = ("/health", "/health_generate")
 """Whose 503 is a status like their 200."""
 
@@ -138,10 +202,12 @@ _REFUSALS: Mapping[int, str] = {
     401: "No API key came, or one that is not known.",
     403: "The API key may not do this, or a page of another site asks.",
     404: "What is named is not here.",
+    409: "The batch has ended.",
     413: "More bytes or pixels than the limit.",
     422: "What the answer should look like cannot be enforced.",
     429: "Too many requests wait, or the key's rate is used up; Retry-After says when to come back.",
     503: "The model loads, the server drains, or the engine has ended; Retry-After says when to come back.",
+    507: "The disk is full, or what may be kept on it.",
 }
 _EVERYWHERE = (401, 403, 429, 503)
 _OF_INPUT = (400, 404, 413, 422)
@@ -178,7 +244,8 @@ def _complete(operation: Json, method: str, path: str) -> None:
         described = responses.get("200", {}).get("description", "Successful Response")
         responses["200"] = {"description": described, "content": _content(answer)}
     takes_input = "requestBody" in operation or "parameters" in operation
-    for status in sorted((*_EVERYWHERE, *(_OF_INPUT if takes_input else ()))):
+    refusals = _EVERYWHERE + (_OF_INPUT if takes_input else ()) + _OWN_REFUSALS.get((method, path), ())
+    for status in sorted(refusals):
         refused = {"application/json": {"$ref": "#/components/schemas/Error"}}
         if status == 503 and path in UNAVAILABLE:
             refused = {"application/json": either(STATUS, {"$ref": "#/components/schemas/Error"})}

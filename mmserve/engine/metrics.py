@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
 
@@ -45,3 +46,9 @@ TOTALS = frozenset(field.name for field in fields(Counters)) | {
     "grammar_seconds",
 }
 """Those of an engine's ``stats()`` that only grow; the others are gauges."""
+
+
+def unfinished(stats: Mapping[str, float]) -> float:
+    """How many requests an engine of these ``stats()`` had taken and not yet ended."""
+    ended = sum(stats.get(f"requests_{how}", 0.0) for how in ("finished", "failed", "aborted"))
+    return stats.get("requests_added", 0.0) - ended

@@ -17,8 +17,9 @@ from mmserve.engine.build import build_engine
 from mmserve.engine.local import LocalEngineClient
 from mmserve.prompt import PromptBuilder
 from mmserve.registry import load_registry
-from tests.web.conformance import Tried, answering, operations_of, try_out
+from tests.web.conformance import Tried, answering, batches_of, operations_of, try_out
 from tests.web.fakes import FakeEngine
+from web.batches.service import BatchService
 from web.service import ServedModel, Service
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(4 * 3600)]
@@ -40,13 +41,19 @@ def fake(real: Service) -> Service:
     return dataclasses.replace(real, engine=FakeEngine(answering), judge=lambda *_: True)
 
 
+@pytest.fixture(scope="module")
+def batches() -> Iterator[BatchService]:
+    with batches_of() as kept:
+        yield kept
+
+
 @pytest.mark.parametrize(("which", "least"), [("fake", 18_000), ("real", 2_000)])
 def test_requests_from_the_document_are_answered_as_it_says(
-    request: pytest.FixtureRequest, which: str, least: int
+    request: pytest.FixtureRequest, batches: BatchService, which: str, least: int
 ) -> None:
     service: Service = request.getfixturevalue(which)
     tried = Tried()
-    operations = operations_of(service)
+    operations = operations_of(service, batches)
     with_body = [operation for operation in operations.values() if operation.body]
     round_ = 0
     while tried.cases < least:

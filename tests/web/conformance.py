@@ -3,20 +3,26 @@ and wrong ones, and each answer judged by what the document says of it."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import copy
 import io
 import random
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
+from schemathesis import Case, Response
 from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
 from schemathesis.schemas import APIOperation, BaseSchema
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -25,9 +31,11 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from mmserve.config import BatchLimits
 from mmserve.types import Request, TokenEvent, TokenLogprob
 from tests.web.fakes import Step, say, usage_of
 from web.app import create_app
+from web.batches.service import BatchService
 from web.service import Service
 
 CHECKS: list[Any] = [
@@ -62,30 +70,48 @@ def answering(request: Request) -> Iterator[Step]:
 
 @dataclass
 class Tried:
-    """How many requests were answered with each status, by operation."""
+    """How many requests were answered with each status, by operation; and ``made``, what they left at the server: ids
+    by the path that they came from."""
 
     statuses: dict[str, Counter[int]] = field(default_factory=dict)
+    made: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def cases(self) -> int:
         return sum(counter.total() for counter in self.statuses.values())
 
-    def note(self, label: str, status: int) -> None:
-        self.statuses.setdefault(label, Counter())[status] += 1
+    def note(self, label: str, response: Response) -> None:
+        self.statuses.setdefault(label, Counter())[response.status_code] += 1
+        verb, _, path = label.partition(" ")
+        if verb == "POST" and path in MADE and response.status_code == 200:
+            body = response.json()
+            self.made.setdefault(path, []).append(body["data"][0]["id"] if "data" in body else body["id"])
 
 
-def operations_of(service: Service) -> dict[str, APIOperation[Any, Any, Any, Any]]:
+@contextmanager
+def batches_of() -> Iterator[BatchService]:
+    """Files and batches in a folder of their own. They are kept and never worked on: what is tried is the routes."""
+    with tempfile.TemporaryDirectory() as folder:
+        kept = BatchService(Path(folder) / "data", BatchLimits(max_batches=1 << 20))
+        yield kept
+        asyncio.run(kept.close())
+
+
+def operations_of(service: Service, batches: BatchService) -> dict[str, APIOperation[Any, Any, Any, Any]]:
     """The document's operations by name ("POST /v1/vqa"), over the application in this process."""
-    schema: BaseSchema = schemathesis.openapi.from_asgi("/openapi.json", create_app(service))
+    schema: BaseSchema = schemathesis.openapi.from_asgi("/openapi.json", create_app(service, batches))
     # Drawn bytes are never a picture, and drawn text never a picture's address: most of the code lies behind those.
     schemathesis.openapi.format("binary", st.sampled_from(PICTURES) | st.binary(max_size=64))
     found = {}
     for result in schema.get_all_operations():
+        assert isinstance(result, Ok), result
         operation = result.ok()
         found[operation.label] = operation
     return found
 
 
+MADE = ("/v1/files", "/v1/batches", "/v1/responses", "/v1/pictures")
+_LINE = b'{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": []}}'
 _PARTS = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": URIS[0]}}]
 ASKED: dict[str, dict[str, Any]] = {
     "/v1/vqa": {"image": [PICTURES[0]], "question": "What is this?"},
@@ -94,6 +120,8 @@ ASKED: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": _PARTS}]},
     "/v1/completions": {"prompt": "One,"},
     "/v1/responses": {"input": "Hello"},
+    "/v1/files": {"file": _LINE, "purpose": "batch"},
+    "/v1/batches": {"input_file_id": "", "endpoint": "/v1/chat/completions", "completion_window": "24h"},
     "/v1/decisions": {"images": [URIS[0]], "questions": [{"type": "yes_no", "id": "a", "question": "Red?"}]},
     "/generate": {"text": "One,"},
     "/abort_request": {"rid": "a"},
@@ -131,6 +159,15 @@ def with_pictures(body: Any, chance: random.Random) -> Any:
     return changed
 
 
+def with_made(case: Case[Any], made: Mapping[str, list[str]], chance: random.Random) -> None:
+    """Names something that an earlier request left at the server, where ``case`` names anything."""
+    path = "/".join(case.operation.path.split("/")[:3])
+    if "identity" in (case.path_parameters or {}) and made.get(path):
+        case.path_parameters["identity"] = chance.choice(made[path])
+    if path == "/v1/batches" and isinstance(case.body, dict) and made.get("/v1/files"):
+        case.body["input_file_id"] = chance.choice(made["/v1/files"])
+
+
 def try_out(operation: APIOperation[Any, Any, Any, Any], examples: int, number: int, tried: Tried) -> None:
     """``examples`` requests that the document allows and, where there is a body, as many that it does not. Fails with
     the first answer that is a server error or is not as described."""
@@ -145,11 +182,12 @@ def try_out(operation: APIOperation[Any, Any, Any, Any], examples: int, number: 
             suppress_health_check=list(HealthCheck),
         )
         @given(case=operation.as_strategy(mode), chance=st.randoms(use_true_random=False))
-        def answered(case: schemathesis.Case, chance: random.Random) -> None:
+        def answered(case: Case[Any], chance: random.Random) -> None:
             if chance.random() < 0.8:
                 case.body = likelier(copy.deepcopy(case.body), case.operation.path, chance)
+                with_made(case, tried.made, chance)
             response = case.call()
-            tried.note(operation.label, response.status_code)
+            tried.note(operation.label, response)
             case.validate_response(response, checks=CHECKS)
 
         answered()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ import pytest
 from mmserve.config import Limits
 from mmserve.prompt import PromptBuilder
 from mmserve.registry import load_registry
-from tests.web.conformance import Tried, answering, operations_of, try_out
+from tests.web.conformance import MADE, Tried, answering, batches_of, operations_of, try_out
 from tests.web.fakes import FakeEngine
 from web.app import create_app
+from web.batches.service import BatchService
 from web.description import ANSWERS
 from web.service import ServedModel, Service
 
@@ -27,8 +29,14 @@ def service() -> Service:
 
 
 @pytest.fixture(scope="module")
-def document(service: Service) -> dict[str, Any]:
-    return create_app(service).openapi()
+def batches() -> Iterator[BatchService]:
+    with batches_of() as kept:
+        yield kept
+
+
+@pytest.fixture(scope="module")
+def document(service: Service, batches: BatchService) -> dict[str, Any]:
+    return create_app(service, batches).openapi()
 
 
 def test_every_answer_that_is_described_is_of_a_route(document: dict[str, Any]) -> None:
@@ -55,8 +63,9 @@ def test_every_answer_is_described(document: dict[str, Any]) -> None:
                 assert content["schema"], (method, path)
 
 
-def test_requests_from_the_document_are_answered_as_it_says(service: Service) -> None:
+def test_requests_from_the_document_are_answered_as_it_says(service: Service, batches: BatchService) -> None:
     tried = Tried()
-    for operation in operations_of(service).values():
+    for operation in operations_of(service, batches).values():
         try_out(operation, EXAMPLES, 1, tried)
+    assert tried.made.keys() == set(MADE)
     assert tried.cases >= EXAMPLES * len(tried.statuses)

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from mmserve.errors import EngineUnavailable
 from web.errors import error_response
 from web.middleware import Guard
+from web.unread import Unread
 
 RETRY_SECONDS = "5"
 
@@ -35,7 +36,7 @@ class Front:
     def __init__(self) -> None:
         self.phase = Phase.LOADING
         self._app: ASGIApp | None = None
-        self._refuse = Guard(self._answer)
+        self._refuse = Unread(Guard(self._answer))
         self._open = 0
         self._idle = asyncio.Event()
         self._idle.set()

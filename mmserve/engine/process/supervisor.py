@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self, TypeAlias
 
-from mmserve.engine.metrics import TOTALS
+from mmserve.engine.metrics import TOTALS, unfinished
 from mmserve.engine.process.link import EngineLink
 from mmserve.errors import MMServeError
 
@@ -56,7 +56,7 @@ class Supervisor:
 
     def stats(self) -> Mapping[str, float]:
         """The engine's last, and ``engine_restarts``. Totals go on from those of the engines before, and never fall;
-        while there is no engine there are no gauges."""
+        what was in an engine that ended counts as failed. While there is no engine there are no gauges."""
         now = {} if self.link is None else self.link.stats
         return {**now, **self._with_totals(now), "engine_restarts": float(self.restarts)}
 
@@ -80,6 +80,8 @@ class Supervisor:
             began = time.monotonic()
             reason = await link.ended()
             self._totals = self._with_totals(link.stats)
+            if lost := unfinished(link.stats):
+                self._totals["requests_failed"] = self._totals.get("requests_failed", 0.0) + lost
             self.link = None
             if self._closing:
                 return

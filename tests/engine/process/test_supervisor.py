@@ -80,6 +80,17 @@ async def test_totals_never_fall_and_gauges_are_the_living_engines() -> None:
     assert third.stopped
 
 
+async def test_what_was_in_an_engine_that_died_has_failed() -> None:
+    first, second = FakeLink(), FakeLink()
+    supervisor = await Supervisor.start(starter(first, second), SOON)
+    first.die(requests_added=9.0, requests_finished=4.0, requests_failed=1.0, requests_aborted=2.0)
+    await until(lambda: supervisor.link is second)
+    second.stats = {"requests_added": 3.0, "requests_failed": 1.0}
+    stats = supervisor.stats()
+    assert (stats["requests_added"], stats["requests_failed"]) == (12.0, 4.0)
+    await supervisor.close()
+
+
 async def test_it_never_gives_up(caplog: pytest.LogCaptureFixture) -> None:
     first, last = FakeLink(steps=2.0), FakeLink()
     failures = [CheckpointError("the disk is away"), OSError("no process"), CheckpointError("still away")]
