@@ -29,7 +29,7 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.ready-dev chromium
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu and not proof" -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu and not proof and not ray" -q -n 2 --dist loadfile
 
 # Each proof's output replaces the one in docs/proofs; docs/proofs.md says what they show.
 proof: SHELL := bash -o pipefail
@@ -38,6 +38,7 @@ proof: $(VENV)/.ready-dev
 	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_identity.py | tee docs/proofs/identity.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_mixes.py | tee docs/proofs/mixes.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/models | tee docs/proofs/families.txt
+	$(BIN)/pytest -m proof -q -s --no-header tests/engine/parallel | tee docs/proofs/tp.txt
 	$(BIN)/pytest -m proof -q --no-header tests/proofs/test_adversarial.py | tee docs/proofs/adversarial.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_constrained.py | tee docs/proofs/constrained.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/grammar | tee docs/proofs/grammar.txt
@@ -52,13 +53,15 @@ proof: $(VENV)/.ready-dev
 	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_openapi.py | tee docs/proofs/openapi.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_fuzz.py | tee docs/proofs/fuzz.txt
 	$(BIN)/python -m bench.scale | tee docs/proofs/scale.txt
-	$(BIN)/pytest -m "not proof and not gpu" -p tests.deploy.through_front -q --no-header tests/web | tee docs/proofs/front.txt
+	$(BIN)/pytest -m "not proof and not gpu" -p tests.deploy.through_front -q --no-header \
+	  --ignore tests/web/batches tests/web | tee docs/proofs/front.txt
 
 cluster: SHELL := bash -o pipefail
 cluster: $(VENV)/.ready-dev
 	$(PIP) --editable '.[dev,ray]'
-	$(BIN)/pytest -q -s --no-header tests/deploy | tee docs/proofs/ray.txt
+	$(BIN)/pytest -m ray -q -s --no-header tests/deploy | tee docs/proofs/ray.txt
 	$(BIN)/python -m bench.cluster | tee docs/proofs/cluster.txt
+	$(BIN)/python -m bench.cluster_captions | tee docs/proofs/cluster-captions.txt
 
 # The suites of tests/outside/suites.py, each in the environment that tests/outside/requirements.json describes.
 outside: SHELL := bash -o pipefail

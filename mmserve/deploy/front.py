@@ -31,6 +31,7 @@ from mmserve.errors import EngineUnavailable, MMServeError
 from web.errors import error_body, error_response, install_error_handlers
 from web.middleware import Guard
 from web.sse import DONE, frame
+from web.unread import Unread
 from web.uploads import read_body
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def create_front(replicas: Replicas, limits: Limits, *, idle_seconds: float = 30
     """The application before the replicas, over their protocol. It holds nothing but hints about names."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Guard)
+    app.add_middleware(Unread)
     install_error_handlers(app)
     app.router.default = Front(replicas, limits, idle_seconds)
     return app

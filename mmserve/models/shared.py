@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from vision.encoder import PictureEncoder
 from vision.pixels import Pixels
 
 log = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
 
 
 class EncodingFailed(Exception):
@@ -75,20 +78,40 @@ class SharedEncoder:
         return counts
 
 
-def shares(pictures: Sequence[Pixels], size: int) -> list[int]:
-    """The rank that encodes each picture: the largest first, each to the rank that has the least.
+def shares(media: Sequence[object], size: int) -> list[int]:
+    """The rank that encodes each, of media that go into one encoder: the largest first, each to the rank that has the
+    least.
 
     Depends on shapes alone, so that every rank comes to the same.
     """
+    weights = [_elements(each) for each in media]
     load = [0] * size
-    ranks = [0] * len(pictures)
-    for i in sorted(range(len(pictures)), key=lambda i: -pictures[i].values.numel()):
+    ranks = [0] * len(media)
+    for i in sorted(range(len(media)), key=lambda i: -weights[i]):
         ranks[i] = load.index(min(load))
-        load[ranks[i]] += pictures[i].values.numel()
+        load[ranks[i]] += weights[i]
     return ranks
 
 
-def blank(picture: Pixels) -> Pixels:
-    """The same shapes without the values: tensors on the meta device."""
-    extras = {name: value.to("meta") for name, value in picture.extras.items()}
-    return dataclasses.replace(picture, values=picture.values.to("meta"), extras=extras)
+def blank(made: Made) -> Made:
+    """What an encoder takes, ``vision.pixels.Pixels`` for one, without its values: its tensors on the meta device."""
+    found: Any = made
+    if isinstance(found, Tensor):
+        found = found.to("meta")
+    elif isinstance(found, Mapping):
+        found = {name: blank(value) for name, value in found.items()}
+    elif dataclasses.is_dataclass(found) and not isinstance(found, type):
+        fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+        found = dataclasses.replace(found, **{name: blank(value) for name, value in fields.items() if _elements(value)})
+    return cast(Made, found)
+
+
+def _elements(made: object) -> int:
+    """Of all tensors in it."""
+    if isinstance(made, Tensor):
+        return made.numel()
+    if isinstance(made, Mapping):
+        return sum(map(_elements, made.values()))
+    if dataclasses.is_dataclass(made):
+        return sum(_elements(getattr(made, field.name)) for field in dataclasses.fields(made))
+    return 0

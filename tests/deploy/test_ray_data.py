@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("ray.data", reason="Ray is an extra: pip install 'mmserve[ray]'")
+pytest.importorskip("ray.data", reason="Ray is an extra; make cluster installs it and runs these")
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,7 +25,7 @@ from mmserve.deploy.ray_data import caption_dataset
 from mmserve.errors import ConfigError
 from tests.deploy.artist import OpenArtist
 
-pytestmark = pytest.mark.proof
+pytestmark = pytest.mark.ray
 
 WORKERS = Workers(2, cpus=0.2, batch=8)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-ray = pytest.importorskip("ray", reason="Ray is an extra: pip install 'mmserve[ray]'")
+ray = pytest.importorskip("ray", reason="Ray is an extra; make cluster installs it and runs these")
 
 from mmserve.deploy.cluster import Cluster  # noqa: E402
 from mmserve.deploy.fleet import Fleet  # noqa: E402
@@ -19,6 +19,8 @@ from mmserve.deploy.ray_serve import Running, serving  # noqa: E402
 from tests.deploy.fleet import LIMITS  # noqa: E402
 from tests.deploy.standins import standin  # noqa: E402
 from tests.web.fakes import eventually, png, sse  # noqa: E402
+
+pytestmark = pytest.mark.ray
 
 FLEET = Fleet(least=2, most=2, cpus=0.1, health_seconds=1.0, drain_seconds=10.0)
 
@@ -123,7 +125,6 @@ def kill_replica() -> None:
     ray.kill(ray.get_actor(next(name for name in names if "#engine#" in name), namespace="serve"))
 
 
-@pytest.mark.proof
 def test_it_grows_and_shrinks_without_a_failed_request(running: Running, url: str) -> None:
     asyncio.run(_rescale(running, url))
 
@@ -152,7 +153,6 @@ async def _rescale(running: Running, url: str) -> None:
     assert set(statuses) == {200}
 
 
-@pytest.mark.proof
 def test_the_command_serves_until_it_is_told_to_end() -> None:
     port = free_port()
     command = [sys.executable, "-m", "mmserve", "deploy", "--port", str(port), "--cpus", "0.2", "--device", "cpu"]

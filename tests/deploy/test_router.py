@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("ray.serve", reason="Ray is an extra: pip install 'mmserve[ray]'")
+pytest.importorskip("ray.serve", reason="Ray is an extra; make cluster installs it and runs these")
 
 from ray.serve._private.common import DeploymentID, ReplicaID, RequestMetadata
 from ray.serve._private.request_router.common import ReplicaQueueLengthCache
@@ -17,7 +17,7 @@ from mmserve.deploy.calls import Call
 from mmserve.deploy.router import PictureRouter
 from mmserve.deploy.routing import Rendezvous
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.ray]
 
 KEY = b"a picture"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,20 @@ class TestShares:
         assert {name: value.shape for name, value in empty.extras.items()} == {"mask": (1000, 100)}
         assert len(pickle.dumps(blank(large))) < 2000
         assert shares([empty, pixels(3)], 2) == shares([large, pixels(3)], 2)
+
+    def test_whatever_an_encoder_takes(self) -> None:
+        """Not pictures alone: sounds are spectra, of which some frames count."""
+        spectrum = Spectrum(torch.ones(80, 50), 12)
+        empty = blank(spectrum)
+        assert (empty.values.is_meta, empty.values.shape, empty.frames) == (True, (80, 50), 12)
+        assert not spectrum.values.is_meta
+        assert shares([spectrum, empty, Spectrum(torch.ones(80, 100), 12)], 2) == [1, 1, 0]
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    values: Tensor
+    frames: int
 
 
 class TestEncoding:

@@ -47,10 +47,10 @@ class Ready:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """To a rank: a plan, and the pixels of what it encodes (``mmserve.models.shared``)."""
+    """To a rank: a plan, and what was prepared of the media in it (``mmserve.models.shared``)."""
 
     plan: SchedulerOutput
-    pixels: tuple[tuple[ContentHash, Pixels], ...] = ()
+    prepared: tuple[tuple[ContentHash, Pixels], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ class TensorParallelRunner:
         self._local = local
         self._workers = workers
         self._size = 1 + len(workers.pids)
-        self._pixels: dict[ContentHash, Pixels] = {}
+        self._prepared: dict[ContentHash, Pixels] = {}
         self.vocab_size = local.vocab_size
         workers.watch(ranks.abort)
 
@@ -72,7 +72,7 @@ class TensorParallelRunner:
         return self._local.prepare(picture)
 
     def put_pixels(self, content: ContentHash, pixels: Pixels) -> None:
-        self._pixels[content] = pixels
+        self._prepared[content] = pixels
 
     def execute(self, plan: SchedulerOutput, masks: Masks | None = None) -> RunnerOutput:
         steps = self._steps(plan)
@@ -100,7 +100,7 @@ class TensorParallelRunner:
         self._local.close()
 
     def _compute(self, step: Step, plan: SchedulerOutput) -> Computed:
-        for content, pixels in step.pixels:
+        for content, pixels in step.prepared:
             self._local.put_pixels(content, pixels)
         computed = self._local.compute(plan)
         if not plan.fetch:
@@ -110,10 +110,10 @@ class TensorParallelRunner:
         return dataclasses.replace(computed, damaged=computed.damaged | damaged)
 
     def _steps(self, plan: SchedulerOutput) -> list[Step]:
-        """Each rank's message; rank 0's too, for its pixels."""
+        """Each rank's message; rank 0's too, for what it encodes."""
         for content in plan.forget:
-            self._pixels.pop(content, None)
-        pictures = [(content, self._pixels.pop(content)) for content in plan.encode]
+            self._prepared.pop(content, None)
+        pictures = [(content, self._prepared.pop(content)) for content in plan.encode]
         given = shares([pixels for _, pixels in pictures], self._size)
         lean = without_choices(plan)
         return [

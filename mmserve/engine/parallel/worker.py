@@ -67,7 +67,7 @@ def serve(mail: Mail, runner: Runner) -> None:
     """Compute steps until there are no more. What a step raises ends the process: the ranks are out of step then."""
     while True:
         step: Step = mail.next()
-        for content, pixels in step.pixels:
+        for content, pixels in step.prepared:
             runner.put_pixels(content, pixels)
         try:
             computed = runner.compute(step.plan)

@@ -19,7 +19,7 @@ from mmserve.errors import EngineUnavailable
 from mmserve.grammar.spec import Choice, Regex
 from mmserve.types import Request
 from tests.engine.parallel.asking import CONFIG, add, alone, asked, compare, requests, run, tiny
-from tests.reference import Tally
+from tests.reference import NEAR_TIE, Tally
 
 FAMILIES = ("qwen2-vl", "llava-vicuna", "qwen2.5-vl")
 SMALL_STEPS = dataclasses.replace(
@@ -90,6 +90,21 @@ class TestAnswers:
         compare(tally, expected, events)
         assert "".join(event.text for event in events["0"]) in ("red", "dark red", "深红")
         assert tally.excused <= 1
+
+    @pytest.mark.proof
+    @pytest.mark.parametrize("kind", FAMILIES)
+    def test_a_hundred(self, kind: str, shared: Shared) -> None:
+        checkpoint, engine = shared[kind]
+        wanted, tally = requests(checkpoint, asked(PICTURES * 25), max_tokens=16), Tally()
+        expected = alone(checkpoint, wanted)
+        compare(tally, expected, run(engine, wanted))
+        count = sum(len(each.token_ids) for each in expected.values())
+        print(
+            f"\n{kind}: {tally.compared} answers of {count} tokens by two processes over gloo, those of one;"
+            f" {tally.excused} parted at a near tie (a lead below {NEAR_TIE:g})"
+        )
+        assert (tally.compared, tally.refused) == (len(wanted), 0)
+        assert tally.excused <= 2
 
 
 class TestEnds:

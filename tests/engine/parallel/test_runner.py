@@ -257,7 +257,7 @@ class TestFailures:
         (picture,) = request.prompt.pictures
         shared.put_pixels(picture.content, shared.prepare(picture))
         shared.execute(SchedulerOutput(forget=(picture.content,)))
-        assert not shared._pixels
+        assert not shared._prepared
 
 
 class TestStart:
@@ -335,7 +335,7 @@ def test_pixels_are_sent_to_who_encodes_them_alone(qwen: Checkpoint, engine: Eng
     for picture in request.prompt.pictures:
         shared.put_pixels(picture.content, shared.prepare(picture))
     plan = SchedulerOutput(encode=tuple(contents))
-    told: list[dict[ContentHash, Pixels]] = [dict(step.pixels) for step in shared._steps(plan)]
+    told: list[dict[ContentHash, Pixels]] = [dict(step.prepared) for step in shared._steps(plan)]
     for content in contents:
         assert sorted(each[content].values.is_meta for each in told) == [False, True]
     assert {any(not each[content].values.is_meta for content in contents) for each in told} == {True}
