@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
 ray = pytest.importorskip("ray", reason="Ray is an extra; make cluster installs it and runs these")
 
+from bench.server import family_of  # noqa: E402
 from mmserve.deploy.cluster import Cluster  # noqa: E402
 from mmserve.deploy.fleet import Fleet  # noqa: E402
 from mmserve.deploy.ray_serve import Running, serving  # noqa: E402
@@ -156,14 +159,24 @@ async def _rescale(running: Running, url: str) -> None:
 def test_the_command_serves_until_it_is_told_to_end() -> None:
     port = free_port()
     command = [sys.executable, "-m", "mmserve", "deploy", "--port", str(port), "--cpus", "0.2", "--device", "cpu"]
-    process = subprocess.Popen([*command, "--object-store-bytes", "100000000"], stderr=subprocess.PIPE, text=True)
+    command += ["--object-store-bytes", "100000000", "--tp", "2"]  # the replica's process is rank 0 and starts rank 1
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
         line = next(line for line in process.stderr if " is served at " in line)
         assert line.endswith(f"http://127.0.0.1:{port}\n")
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             assert vqa(client, png(64, 64)).json()["answer"]
+        ranks = [pid for pid in family_of(process.pid) if _is_rank(pid)]
+        assert len(ranks) == 1
     finally:
         process.terminate()
         _, rest = process.communicate(timeout=120)
     assert process.returncode == 0, rest
+    eventually(lambda: not any(map(_is_rank, ranks)))
+
+
+def _is_rank(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return "mmserve.engine.parallel.worker" in Path(f"/proc/{pid}/cmdline").read_text()
+    return False
