@@ -1,6 +1,7 @@
 # make demo        install, serve the embedded model, ask it one question, keep serving (ONCE=1: stop after the answer)
 # make test        install with the development tools; lint, types, layers and tests
 # make proof       the full-size proofs; writes their figures to docs/proofs
+# make cluster     the tests and measurements on Ray, which it installs (630 MB); figures to docs/proofs
 # make outside     others' test suites and clients, in environments of their own, against our server
 # make bench       the benchmarks
 # make tour        run docs/tour.md's commands anew and take its pictures of the page
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Without this OpenMP's threads spin at barriers, and tests that share the cores with a browser or a server crawl.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint unit proof outside bench tour lock chromium clean
+.PHONY: demo test lint unit proof cluster outside bench tour lock chromium clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/mmserve demo $(if $(ONCE),--once)
@@ -28,7 +29,7 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.ready-dev chromium
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu and not proof" -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu and not proof and not ray" -q -n 2 --dist loadfile
 
 # Each proof's output replaces the one in docs/proofs; docs/proofs.md says what they show.
 proof: SHELL := bash -o pipefail
@@ -39,6 +40,7 @@ proof: $(VENV)/.ready-dev
 	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_mixes.py | tee docs/proofs/mixes.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/models | tee docs/proofs/families.txt
 	$(BIN)/pytest -m proof -q -s --no-header $(MEDIA) | tee docs/proofs/media.txt
+	$(BIN)/pytest -m proof -q -s --no-header tests/engine/parallel | tee docs/proofs/tp.txt
 	$(BIN)/pytest -m proof -q --no-header tests/proofs/test_adversarial.py | tee docs/proofs/adversarial.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_constrained.py | tee docs/proofs/constrained.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/grammar | tee docs/proofs/grammar.txt
@@ -54,6 +56,16 @@ proof: $(VENV)/.ready-dev
 	$(BIN)/python -m bench.ordeal kill hang disk terminate | tee docs/proofs/ordeal.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_openapi.py | tee docs/proofs/openapi.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_fuzz.py | tee docs/proofs/fuzz.txt
+	$(BIN)/python -m bench.scale | tee docs/proofs/scale.txt
+	$(BIN)/pytest -m "not proof and not gpu" -p tests.deploy.through_front -q --no-header \
+	  --ignore tests/web/batches tests/web | tee docs/proofs/front.txt
+
+cluster: SHELL := bash -o pipefail
+cluster: $(VENV)/.ready-dev
+	$(PIP) --editable '.[dev,ray]'
+	$(BIN)/pytest -m ray -q -s --no-header tests/deploy | tee docs/proofs/ray.txt
+	$(BIN)/python -m bench.cluster | tee docs/proofs/cluster.txt
+	$(BIN)/python -m bench.cluster_captions | tee docs/proofs/cluster-captions.txt
 
 # The suites of tests/outside/suites.py, each in the environment that tests/outside/requirements.json describes.
 outside: SHELL := bash -o pipefail

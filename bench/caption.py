@@ -153,7 +153,7 @@ def run_killed(folder: Folder, out: Path, kills: int, *, seed: int, flags: Seque
         result.killed_at.append(_count(out))
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
     result.seconds = time.monotonic() - start
-    _judge(folder, out, done, result)
+    judge(folder, out, done, result)
     return result
 
 
@@ -173,7 +173,7 @@ def _count(out: Path) -> int:
     return out.read_bytes().count(b"\n")
 
 
-def _judge(folder: Folder, out: Path, done: subprocess.CompletedProcess[str], result: Result) -> None:
+def judge(folder: Folder, out: Path, done: subprocess.CompletedProcess[str], result: Result) -> None:
     """The ledger read without our help: each line whole, each good picture and copy once, no corrupt one."""
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     captions = {line["file"]: line["caption"] for line in lines}

@@ -1,7 +1,8 @@
 """The command line: the one place that reads argv, the environment and signals, and puts the parts together.
 
-``mmserve serve | ask | caption | chat | models | keys | demo``. Answers go to stdout, everything else to stderr; a
-typed error ends the command with one sentence and exit status 1 (2 for a misuse of the command line, 130 for Ctrl-C).
+``mmserve serve | deploy | ask | caption | chat | models | keys | demo``. Answers go to stdout, everything else to
+stderr; a typed error ends the command with one sentence and exit status 1 (2 for a misuse of the command line, 130 for
+Ctrl-C).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from mmserve.cli_backend import (
 from mmserve.cli_caption import add_caption, run_caption
 from mmserve.cli_chat import add_chat, run_chat
 from mmserve.cli_config import apply_settings
+from mmserve.cli_deploy import add_deploy, run_deploy
 from mmserve.cli_keys import add_keys, run_keys
 from mmserve.cli_log import configure_logging
 from mmserve.cli_models import add_models, run_models
@@ -73,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     add_serve(_command(commands, "serve", run_serve, "serve the page and the API"))
+    add_deploy(_command(commands, "deploy", run_deploy, "serve from several replicas, on Ray"))
 
     ask = _command(commands, "ask", run_ask, "ask one question about one or several pictures")
     ask.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="picture files, in order")

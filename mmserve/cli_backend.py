@@ -11,7 +11,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -56,6 +56,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     engine, limits = EngineConfig(), Limits()
     group = parser.add_argument_group("engine")
     group.add_argument("--device", default=engine.device, help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    group.add_argument("--tp", type=int, default=engine.tp_size, help="GPUs that share the decoder (%(default)s)")
     group.add_argument("--dtype", default=engine.dtype, help="auto, float32, bfloat16, float16 (%(default)s)")
     group.add_argument(
         "--quantization",
@@ -119,7 +120,7 @@ async def local_service(arguments: argparse.Namespace, load: Load = load_here) -
         if not 1 < arguments.max_model_len <= checkpoint.max_model_len:
             raise ConfigError(f"--max-model-len must be 2 to {checkpoint.max_model_len} for {checkpoint.name}")
         checkpoint = dataclasses.replace(checkpoint, max_model_len=arguments.max_model_len)
-    config, limits = _engine_config(arguments), _limits(arguments)
+    config, limits = _engine_config(arguments), service_limits(arguments)
     parts = await load(checkpoint, config, limits)
     # Imported here: the commands that only talk to a server never need them.
     from mmserve.grammar.judging import JudgeProcess
@@ -161,6 +162,7 @@ async def local_service(arguments: argparse.Namespace, load: Load = load_here) -
 def _engine_config(arguments: argparse.Namespace) -> EngineConfig:
     return EngineConfig(
         device=arguments.device,
+        tp_size=arguments.tp,
         dtype=arguments.dtype,
         quantization=arguments.quantization,
         max_running=arguments.max_running,
@@ -172,7 +174,8 @@ def _engine_config(arguments: argparse.Namespace) -> EngineConfig:
     )
 
 
-def _limits(arguments: argparse.Namespace) -> Limits:
+def service_limits(arguments: argparse.Namespace) -> Limits:
+    """What one request may bring. Raises ``ConfigError``."""
     return Limits(
         max_picture_bytes=arguments.max_picture_bytes,
         max_picture_pixels=arguments.max_picture_pixels,
@@ -190,6 +193,12 @@ def _limits(arguments: argparse.Namespace) -> Limits:
         max_kept_bytes=arguments.max_kept_bytes,
         **limits_of(arguments),
     )
+
+
+def plain_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that are values, which another process can be sent; not the parser nor the command."""
+    plain = (bool, int, float, str, Path, list, type(None))
+    return {name: value for name, value in vars(arguments).items() if isinstance(value, plain)}
 
 
 @asynccontextmanager

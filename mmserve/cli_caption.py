@@ -30,6 +30,7 @@ from mmserve.caption import (
     select_pictures,
 )
 from mmserve.cli_backend import DEFAULT_MODEL, add_backend, backend_client, local_service
+from mmserve.cli_bulk import add_bulk, run_bulk
 from mmserve.cli_direct import DirectCaptioner
 from mmserve.cli_options import add_constraint, add_detail, constraint_of, detail_of
 from mmserve.cli_progress import ProgressLine, cached_share
@@ -67,6 +68,7 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
     add_detail(parser)
     add_constraint(parser)
     add_backend(parser)
+    add_bulk(parser)
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
@@ -96,6 +98,10 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 
 def run_caption(arguments: argparse.Namespace) -> int:
     """Returns 1 when a picture could not be captioned."""
+    if arguments.ray:
+        report, passed_over = run_bulk(arguments, _finish(arguments), _options(arguments))
+        _print_report(report, passed_over)
+        return 1 if report.failures else 0
     pictures = select_pictures(arguments.sources, recursive=arguments.recursive, stdin=sys.stdin)
     prompts = PicturePrompts(arguments.prompt, pictures.root)
     finish = _finish(arguments)
@@ -107,7 +113,7 @@ def run_caption(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("mmserve: stopped; the same command goes on from here", file=sys.stderr)
         raise
-    _print_report(report, pictures)
+    _print_report(report, pictures.passed_over)
     return 1 if report.failures else 0
 
 
@@ -202,11 +208,11 @@ def _print_plan(arguments: argparse.Namespace, pictures: Pictures, prompts: Pict
         print(f"{file}\t{' '.join(prompt.split())}")
     done = len(pictures.files) - len(plan)
     print(f"{len(plan)} pictures would be captioned, {done} are done", file=sys.stderr)
-    _print_passed_over(pictures)
+    _print_passed_over(pictures.passed_over)
     return 0
 
 
-def _print_report(report: Report, pictures: Pictures) -> None:
+def _print_report(report: Report, passed_over: tuple[str, ...]) -> None:
     progress = report.progress
     cached = cached_share(progress)
     print(
@@ -215,7 +221,7 @@ def _print_report(report: Report, pictures: Pictures) -> None:
         file=sys.stderr,
     )
     _print_failures(report.failures)
-    _print_passed_over(pictures)
+    _print_passed_over(passed_over)
 
 
 def _print_failures(failures: tuple[Failure, ...]) -> None:
@@ -223,8 +229,7 @@ def _print_failures(failures: tuple[Failure, ...]) -> None:
         print(f"  {failure.file}: {failure.error}", file=sys.stderr)
 
 
-def _print_passed_over(pictures: Pictures) -> None:
-    names = pictures.passed_over
+def _print_passed_over(names: tuple[str, ...]) -> None:
     if names:
         more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
         kinds = ", ".join(sorted({Path(name).suffix.lower() for name in names}))

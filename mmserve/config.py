@@ -72,10 +72,12 @@ class EngineConfig:
     and decodes share in a step; ``encode_patches`` the vision patches encoded in one. ``tier_bytes`` bounds the second
     cache tier, pinned host memory beside a GPU and a temporary file in ``tier_folder`` beside a CPU; prefixes and gains
     of fewer than ``tier_min_tokens`` are left to recomputing. ``fast_forward`` appends the tokens that a grammar forces
-    without computing a choice for each.
+    without computing a choice for each. ``tp_size`` processes share the decoder (tensor parallelism), one a GPU from
+    ``device`` on; all sizes in bytes are those of all of them together.
     """
 
     device: str = "auto"
+    tp_size: int = 1
     dtype: str = "auto"
     quantization: str = "auto"
     max_running: int = 64

@@ -24,6 +24,8 @@ ALIASES: Mapping[str, str] = {
     "--chunked-prefill-size": "--step-tokens",
     "--max-total-tokens": "--kv-slots",
     "--mem-fraction-static": "--memory-fraction",
+    "--tp-size": "--tp",
+    "--tensor-parallel-size": "--tp",
     "--watchdog-timeout": "--watchdog-seconds",
 }
 
@@ -35,10 +37,8 @@ NEEDLESS: Mapping[str, str] = {
 }
 """Switches that ask for what is so anyway."""
 
-ONES = frozenset(
-    {"--tp", "--tp-size", "--tensor-parallel-size", "--dp", "--dp-size", "--data-parallel-size", "--nnodes"}
-)
-"""Only 1 can be given: one process serves one device."""
+ONES = frozenset({"--dp", "--dp-size", "--data-parallel-size", "--nnodes"})
+"""Only 1 can be given: a server has one engine."""
 
 _LOG_LEVELS = {"critical": "error", "fatal": "error", "warn": "warning", "trace": "debug"}
 
@@ -65,7 +65,7 @@ def translate(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         elif flag in ONES:
             number = value if equals else words.pop(0) if words else ""
             if number != "1":
-                raise Misuse(f"{flag} {number} is not possible: one process serves one device, so it can only be 1")
+                raise Misuse(f"{flag} {number} is not possible: a server has one engine, so it can only be 1")
         elif flag == "--log-level":
             level = (value if equals else words.pop(0) if words else "").lower()
             said += [flag, _LOG_LEVELS.get(level, level)]

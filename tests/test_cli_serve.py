@@ -66,9 +66,9 @@ class Served:
         raise AssertionError(f"never {status} {word}: {seen}")
 
     @contextlib.contextmanager
-    def answering(self) -> Iterator[Iterator[str]]:
+    def answering(self, tokens: int = LONG) -> Iterator[Iterator[str]]:
         """The data lines of a long stream, whose first has come."""
-        data = {"question": "What?", "max_tokens": str(LONG), "ignore_eos": "true", "stream": "true"}
+        data = {"question": "What?", "max_tokens": str(tokens), "ignore_eos": "true", "stream": "true"}
         files = [("image", ("a.png", png("red"), "image/png"))]
         with self.http.stream("POST", "/v1/vqa", data=data, files=files) as response:
             lines = (line.removeprefix("data: ") for line in response.iter_lines() if line)

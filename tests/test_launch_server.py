@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmserve.cli import build_parser
+from mmserve.cli_backend import _engine_config
 from mmserve.launch_server import ALIASES, Misuse, main, serve_flags, translate
 
 
@@ -30,11 +31,13 @@ def test_every_alias_leads_to_an_option(flag: str) -> None:
 def test_our_own_options_pass() -> None:
     said, _ = translate(["--max-pictures", "3", "--drain-seconds=5", "--log-level", "WARN"])
     arguments = build_parser().parse_args(["serve", *said])
+    shared, _ = translate(["--tp_size", "2"])
+    assert _engine_config(build_parser().parse_args(["serve", *shared])).tp_size == 2
     assert (arguments.max_pictures, arguments.drain_seconds, arguments.log_level) == (3, 5.0, "warning")
 
 
 def test_what_is_so_anyway_is_noted() -> None:
-    said, notes = translate(["--enable-metrics", "--trust-remote-code", "--tp", "1", "--port", "1"])
+    said, notes = translate(["--enable-metrics", "--trust-remote-code", "--dp", "1", "--port", "1"])
     assert said == ["--port", "1"]
     assert len(notes) == 2
 
@@ -44,8 +47,8 @@ def test_what_is_so_anyway_is_noted() -> None:
     [
         (["--model-pth", "x"], "did you mean --model-path?"),
         (["--speculative-algorithm", "EAGLE"], "mmserve serve --help"),
-        (["--tp", "2"], "can only be 1"),
-        (["--tp-size=2"], "can only be 1"),
+        (["--nnodes", "2"], "can only be 1"),
+        (["--dp-size=2"], "can only be 1"),
         (["--dp"], "can only be 1"),
     ],
 )

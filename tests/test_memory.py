@@ -15,11 +15,14 @@ from bench.quantised import load
 from mmserve.cache.kv import KVCache
 from mmserve.checkpoint import Checkpoint
 from mmserve.errors import CheckpointError, ConfigError
-from mmserve.memory import kv_bytes_per_token, memory_of, weight_bytes
+from mmserve.memory import head_counts, kv_bytes_per_token, memory_of, weight_bytes
 from mmserve.models.batch import Model
+from mmserve.models.families import build_model
 from mmserve.models.quantised import QuantisedLinear
+from mmserve.models.shared import SharedEncoder
 from tests.checkpoints import LLAVAS, TEXT_MODELS
 from tests.models.equality import resolve
+from tests.models.ranks import Numbered
 from tests.models.test_families import tiny
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -27,7 +30,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def loaded_bytes(model: Model) -> int:
     """Of parameters and scales; tables of a few hundred bytes besides are no weights."""
-    halves: tuple[object, ...] = (model.decoder, model.encoder)
+    encoder = model.encoder._encoder if isinstance(model.encoder, SharedEncoder) else model.encoder
+    halves: tuple[object, ...] = (model.decoder, encoder)
     modules = [each for each in halves if isinstance(each, nn.Module)]
     scales = [each.scales for module in modules for each in module.modules() if isinstance(each, QuantisedLinear)]
     parameters = [parameter for module in modules for parameter in module.parameters()]
@@ -54,6 +58,20 @@ def test_the_need_told_is_the_need_met(kind: str, dtype: str, quantization: str 
     assert need.weights - unused(checkpoint, DTYPES[dtype].itemsize) == loaded_bytes(model)
     decoder = model.decoder
     per_slot = KVCache.bytes_per_slot(decoder.num_layers, decoder.num_kv_heads, decoder.head_dim, DTYPES[dtype])
+    assert need.kv_per_token == per_slot
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("kind", ["qwen2-vl", "llava-vicuna", "llama", "qwen3"])
+def test_what_each_of_several_ranks_needs(kind: str, size: int, tmp_path: Path) -> None:
+    checkpoint = resolve(tiny(tmp_path, kind))
+    models = [build_model(checkpoint, torch.float32, torch.device("cpu"), Numbered(rank, size)) for rank in range(size)]
+    need = memory_of(checkpoint.path, checkpoint.config, "float32", None, size)
+    told = need.weights - unused(checkpoint, 4)
+    # Norms and biases, a few, are told as if each rank had all of them.
+    assert all(0.9 * told < loaded_bytes(model) <= told for model in models)
+    decoder = models[0].decoder
+    per_slot = KVCache.bytes_per_slot(decoder.num_layers, decoder.num_kv_heads, decoder.head_dim, torch.float32)
     assert need.kv_per_token == per_slot
 
 
@@ -125,3 +143,10 @@ def test_keys_and_values_of_other_configurations() -> None:
             kv_bytes_per_token(wrong, "float16")
     with pytest.raises(ConfigError, match="dtype must be one of float64, float32"):
         kv_bytes_per_token(flat, "int3")
+
+
+def test_heads_are_counted_or_missed() -> None:
+    assert head_counts({"num_attention_heads": 8}) == (8, 8)
+    assert head_counts({"text_config": {"num_attention_heads": 8, "num_key_value_heads": 2}}) == (8, 2)
+    with pytest.raises(CheckpointError, match="how many attention heads there are"):
+        head_counts({"num_attention_heads": None})

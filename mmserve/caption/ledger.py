@@ -71,6 +71,7 @@ class LineLedger:
     """
 
     def __init__(self, path: Path, form: LineFormat) -> None:
+        self.path = path
         self._form = form
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

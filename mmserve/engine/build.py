@@ -6,6 +6,7 @@ from mmserve.checkpoint import Checkpoint
 from mmserve.config import EngineConfig
 from mmserve.engine.engine import Engine, Outputs
 from mmserve.engine.output import OutputStream, ScoreSheet
+from mmserve.engine.parallel.runner import build_parallel_runner
 from mmserve.engine.runner import build_runner
 from mmserve.engine.sequence import Sequence
 from mmserve.grammar.lowered import COMPACT, SPACED
@@ -25,7 +26,7 @@ def build_engine(checkpoint: Checkpoint, config: EngineConfig) -> Engine:
     def new_sheet(seq: Sequence) -> ScoreSheet:
         return ScoreSheet(seq, table)
 
-    runner = build_runner(checkpoint, config)
+    runner = (build_runner if config.tp_size == 1 else build_parallel_runner)(checkpoint, config)
     return Engine(
         runner,
         config,

@@ -23,7 +23,7 @@ from mmserve.engine.sampler import RowLogprobs
 from mmserve.engine.scheduler import Scheduler
 from mmserve.engine.sequence import Sequence
 from mmserve.engine.stages import StageClock
-from mmserve.errors import MMServeError
+from mmserve.errors import EngineUnavailable, MMServeError
 from mmserve.grammar.compiler import CompiledGrammar, GrammarCompiler
 from mmserve.grammar.lowered import JsonStyle
 from mmserve.grammar.spec import Constraint
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class StepRunner(Protocol):
-    """What the loop needs of a runner."""
+    """What the loop needs of a runner. ``execute`` raises ``EngineUnavailable`` where it never can again."""
 
     @property
     def num_slots(self) -> int: ...
@@ -199,6 +199,8 @@ class Engine:
         except Exception as error:
             if masks is not None:
                 masks.settle()
+            if isinstance(error, EngineUnavailable):  # the runner is gone for good: no request can be computed any more
+                raise
             log.exception("a step failed; the requests in it are ended")
             for content in plan.encode:
                 self._stages.dropped(content)

@@ -123,10 +123,13 @@ class EngineLoop:
         except Exception as error:
             log.exception("the engine's loop failed")
             failure = EngineUnavailable(f"the engine has failed: {type(error).__name__}")
+            if isinstance(error, EngineUnavailable):
+                failure = error
         finally:
             self.failure = failure
+            self._refuse_all(failure)  # before the engine is closed, which may take its time
             self._engine.close()
-            self._refuse_all(failure)
+            self._refuse_all(failure)  # what came meanwhile
 
     def _take_messages(self) -> bool:
         """Handle what callers sent, waiting for something while the engine can do nothing; False to stop."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ from mmserve.checkpoint import TEXT_FAMILIES, Checkpoint
 from mmserve.config import EngineConfig
 from mmserve.errors import CheckpointError, ConfigError
 from mmserve.memory import memory_of
+from mmserve.models.families import check_shared
 
 GIB = 1024**3
 LEAST_SLOTS = 256
@@ -35,11 +37,14 @@ class Room:
 
 
 def room_for(checkpoint: Checkpoint, config: EngineConfig, dtype: torch.dtype) -> Room:
-    """Weights, the KV slots that are configured (or else the fewest), and the rows of pictures that are kept.
+    """Weights, the KV slots that are configured (or else the fewest), and the rows of pictures that are kept; on each
+    rank that shares the model.
 
     Raises ``CheckpointError`` where the checkpoint does not say.
     """
-    need = memory_of(checkpoint.path, checkpoint.config, str(dtype).removeprefix("torch."), checkpoint.quantization)
+    need = memory_of(
+        checkpoint.path, checkpoint.config, str(dtype).removeprefix("torch."), checkpoint.quantization, config.tp_size
+    )
     slots = LEAST_SLOTS if config.kv_slots is None else config.kv_slots
     rows = 0 if checkpoint.family in TEXT_FAMILIES else config.encoder_cache_bytes
     return Room(need.weights, slots * need.kv_per_token, rows)
@@ -47,9 +52,10 @@ def room_for(checkpoint: Checkpoint, config: EngineConfig, dtype: torch.dtype) -
 
 def check_room(checkpoint: Checkpoint, config: EngineConfig, dtype: torch.dtype, device: torch.device) -> None:
     """Raise ``ConfigError`` where :func:`room_for` says more than is free on ``device``: one sentence, with the way
-    out."""
+    out. Ranks on a CPU share what it has."""
     try:
         need, free = room_for(checkpoint, config, dtype), free_bytes(device)
+        free //= config.tp_size if device.type == "cpu" else 1
     except CheckpointError:  # the loader, which opens the files next, says better what is wrong with them
         return
     if need.total <= free:
@@ -59,9 +65,12 @@ def check_room(checkpoint: Checkpoint, config: EngineConfig, dtype: torch.dtype,
     if need.rows:
         parts.append(f"{_gib(need.rows)} for pictures")
     where = "this machine" if device.type == "cpu" else str(device)
+    if device.type == "cpu" and config.tp_size > 1:
+        where = f"each of {config.tp_size} processes on this machine"
+    gpus = torch.cuda.device_count() - (device.index or 0) if device.type == "cuda" else 0
     raise ConfigError(
         f"{checkpoint.name} needs {_gib(need.total)} of memory ({', '.join(parts)}), but {where} has {_gib(free)} "
-        f"free: {_way_out(checkpoint, config, dtype, free)}"
+        f"free: {_way_out(checkpoint, config, dtype, free, gpus)}"
     )
 
 
@@ -74,8 +83,8 @@ def free_bytes(device: torch.device) -> int:
     return min(found)
 
 
-def _way_out(checkpoint: Checkpoint, config: EngineConfig, dtype: torch.dtype, free: int) -> str:
-    """The smallest change that makes it fit, else the general advice."""
+def _way_out(checkpoint: Checkpoint, config: EngineConfig, dtype: torch.dtype, free: int, gpus: int) -> str:
+    """The smallest change that makes it fit, else the general advice. A model can be spread over so many ``gpus``."""
     tries: list[tuple[str, Checkpoint, torch.dtype, EngineConfig]] = []
     if config.kv_slots is not None:
         tries.append(("a smaller --kv-slots", checkpoint, dtype, dataclasses.replace(config, kv_slots=None)))
@@ -86,6 +95,10 @@ def _way_out(checkpoint: Checkpoint, config: EngineConfig, dtype: torch.dtype, f
         tries.append(("--quantization int8", rounded, dtype, config))
         if dtype == torch.float32:
             tries.append(("--dtype bfloat16 --quantization int8", rounded, torch.bfloat16, config))
+    for size in range(config.tp_size + 1, gpus + 1):
+        with contextlib.suppress(ConfigError):
+            check_shared(checkpoint, size)
+            tries.append((f"--tp {size}", checkpoint, dtype, dataclasses.replace(config, tp_size=size)))
     for change, changed, narrower, settings in tries:
         total = room_for(changed, settings, narrower).total
         if total <= free:

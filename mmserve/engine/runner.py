@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -29,9 +29,25 @@ from mmserve.engine.plan import Chunk, SchedulerOutput
 from mmserve.engine.room import LEAST_SLOTS, check_room
 from mmserve.engine.sampler import Allowed, RowLogprobs, sample, score
 from mmserve.errors import ConfigError, UnsupportedMedia, UnsupportedPicture
-from mmserve.models.batch import Decoder, ForwardBatch, Model, Tower
+from mmserve.models.batch import Decoder, ForwardBatch, MediaEncoder, Model
 from mmserve.models.families import build_model
-from mmserve.types import ContentHash, IntArray, MediaItem
+from mmserve.models.ranks import ALONE, Ranks
+from mmserve.types import ContentHash, IntArray, MediaItem, MediaKind
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Computed:
+    """A step up to its logits, float32 ``(B, V)``, which are ``None`` where there is nothing to choose or to score.
+
+    ``damaged`` as in :class:`RunnerOutput`; the times in seconds are of fetching and encoding ``rows`` rows.
+    """
+
+    logits: Tensor | None
+    damaged: frozenset[str]
+    clock: _Clock
+    fetch_seconds: float
+    encode_seconds: float
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +68,9 @@ class RunnerOutput:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """What a media item was made into, and the tower that takes it. Lies on the host."""
+    """What a media item was made into by the tower of its kind. Lies on the host."""
 
-    tower: Tower[Any, Any]
+    kind: MediaKind
     values: Any
 
 
@@ -128,13 +144,28 @@ class Runner:
             raise UnsupportedPicture("this model reads text only: leave the pictures out, or ask a model that sees")
         if tower is None:
             raise UnsupportedMedia(f"this model takes {' and '.join(self._towers)} only, no {item.kind}")
-        return Prepared(tower, tower.prepare(item))
+        return Prepared(item.kind, tower.prepare(item))
 
     def put_prepared(self, content: ContentHash, prepared: Prepared) -> None:
         self._prepared[content] = prepared
 
+    def by_encoder(
+        self, media: Sequence[tuple[ContentHash, Prepared]]
+    ) -> list[tuple[MediaEncoder[Any], list[tuple[ContentHash, Prepared]]]]:
+        """What each encoder gets of prepared media; kinds may share one."""
+        found: dict[int, tuple[MediaEncoder[Any], list[tuple[ContentHash, Prepared]]]] = {}
+        for content, prepared in media:
+            encoder = self._towers[prepared.kind].encoder
+            found.setdefault(id(encoder), (encoder, []))[1].append((content, prepared))
+        return list(found.values())
+
     @torch.inference_mode()
     def execute(self, plan: SchedulerOutput, masks: Masks | None = None) -> RunnerOutput:
+        return self.choose(plan, self.compute(plan), masks)
+
+    @torch.inference_mode()
+    def compute(self, plan: SchedulerOutput) -> Computed:
+        """All of a step but the choice of tokens: what every rank of a shared model does."""
         clock = _Clock(self._device, running=self._store is not None)
         damaged = self._move(plan)
         fetch_seconds = clock.lap()
@@ -143,25 +174,33 @@ class Runner:
             self._prepared.pop(content, None)
         rows = self._encode(plan.encode) if plan.encode else 0
         encode_seconds = clock.lap()
-        tokens, logprobs, scores = self._compute(plan.chunks, masks)
+        logits = None
+        if plan.chunks:
+            logits = self._decoder.forward(self._batch(plan.chunks), self._kv.keys, self._kv.values)
+        return Computed(logits, damaged, clock, fetch_seconds, encode_seconds, rows)
+
+    @torch.inference_mode()
+    def choose(self, plan: SchedulerOutput, computed: Computed, masks: Masks | None = None) -> RunnerOutput:
+        """The tokens and scores of a step that was computed."""
+        tokens, logprobs, scores = self._choose(plan.chunks, computed.logits, masks)
         times = None
         if self._store is not None:
-            computed = sum(len(chunk.token_ids) for chunk in plan.chunks)
+            count = sum(len(chunk.token_ids) for chunk in plan.chunks)
             fetched = sum(len(copy.source) for _, copy in plan.fetch)
-            seconds = fetch_seconds + encode_seconds + clock.lap()
-            times = StepTimes(seconds, computed, fetch_seconds if fetched else 0.0, fetched, encode_seconds, rows)
-        return RunnerOutput(tokens, logprobs, damaged, times, scores)
+            seconds = computed.fetch_seconds + computed.encode_seconds + computed.clock.lap()
+            fetch_seconds = computed.fetch_seconds if fetched else 0.0
+            times = StepTimes(seconds, count, fetch_seconds, fetched, computed.encode_seconds, computed.rows)
+        return RunnerOutput(tokens, logprobs, computed.damaged, times, scores)
 
     def close(self) -> None:
         if self._store is not None:
             self._store.close()
 
-    def _compute(
-        self, chunks: Sequence[Chunk], masks: Masks | None
+    def _choose(
+        self, chunks: Sequence[Chunk], logits: Tensor | None, masks: Masks | None
     ) -> tuple[dict[str, int], dict[str, RowLogprobs | None], dict[str, list[RowLogprobs]]]:
-        if not chunks:
+        if logits is None:
             return {}, {}, {}
-        logits = self._decoder.forward(self._batch(chunks), self._kv.keys, self._kv.values)
         rows = {chunk.sequence_id: chunk.row for chunk in chunks if chunk.row is not None}
         scores = self._score(logits[len(rows) :], chunks)
         if not rows:
@@ -196,11 +235,9 @@ class Runner:
 
     def _encode(self, contents: Sequence[ContentHash]) -> int:
         """Make and keep the rows of prepared media, those of one encoder together; returns how many."""
-        taken = [(content, self._prepared.pop(content)) for content in contents]
         made = 0
-        for encoder in {id(prepared.tower.encoder): prepared.tower.encoder for _, prepared in taken}.values():
-            its = [(content, prepared.values) for content, prepared in taken if prepared.tower.encoder is encoder]
-            rows = encoder.encode([values for _, values in its])
+        for encoder, its in self.by_encoder([(content, self._prepared.pop(content)) for content in contents]):
+            rows = encoder.encode([prepared.values for _, prepared in its])
             self._rows.update(zip((content for content, _ in its), rows, strict=True))
             made += sum(map(len, rows))
         return made
@@ -239,22 +276,31 @@ class Runner:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
 
-def build_runner(checkpoint: Checkpoint, config: EngineConfig) -> Runner:
-    """Load a checkpoint onto the device and size the KV cache. Raises ``ConfigError`` and ``CheckpointError``."""
+def build_runner(
+    checkpoint: Checkpoint,
+    config: EngineConfig,
+    ranks: Ranks = ALONE,
+    agree: Callable[[int], int] = lambda slots: slots,
+) -> Runner:
+    """Load a checkpoint onto the device and size the KV cache. Raises ``ConfigError`` and ``CheckpointError``.
+
+    Of a model that ``ranks`` share it makes this rank's runner; ``agree`` turns the number of KV slots that it could
+    have into the number that all have.
+    """
     checkpoint = pick_quantization(config.quantization, checkpoint)
-    device = pick_device(config.device)
+    device = pick_device(config.device, ranks.rank)
     dtype = pick_dtype(config.dtype, device, checkpoint.dtype)
     check_room(checkpoint, config, dtype, device)
-    model = build_model(checkpoint, dtype=dtype, device=device)
+    model = build_model(checkpoint, dtype=dtype, device=device, ranks=ranks)
     decoder = model.decoder
-    slots = count_slots(decoder, config, dtype, device, checkpoint.max_model_len)
+    slots = agree(count_slots(decoder, config, dtype, device, checkpoint.max_model_len))
     kv = KVCache(decoder.num_layers, slots, decoder.num_kv_heads, decoder.head_dim, dtype, device)
     return Runner(model, kv, device, _second_tier(config, kv))
 
 
 def _second_tier(config: EngineConfig, kv: KVCache) -> tuple[HostStore, int] | None:
     layers, _, kv_heads, head_dim = kv.slot_shape
-    slots = config.tier_bytes // KVCache.bytes_per_slot(layers, kv_heads, head_dim, kv.keys[0].dtype)
+    slots = config.tier_bytes // config.tp_size // KVCache.bytes_per_slot(layers, kv_heads, head_dim, kv.keys[0].dtype)
     if not slots:
         return None
     if kv.keys[0].is_cuda:
@@ -262,15 +308,18 @@ def _second_tier(config: EngineConfig, kv: KVCache) -> tuple[HostStore, int] | N
     return FileStore(kv, slots, Path(config.tier_folder) if config.tier_folder else None), slots
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, rank: int = 0) -> torch.device:
+    """The device ``name``, or on CUDA the one that is ``rank`` further. Raises ``ConfigError`` where there is none."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"there is no device {name!r}; use cpu, cuda or cuda:N", param="device") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda was asked for, but torch sees no CUDA device; use --device cpu", param="device")
+    if device.type == "cuda" and rank:
+        return torch.device("cuda", (device.index or 0) + rank)
     return device
 
 
@@ -302,7 +351,7 @@ def count_slots(
         return config.kv_slots
     per_slot = KVCache.bytes_per_slot(decoder.num_layers, decoder.num_kv_heads, decoder.head_dim, dtype)
     if device.type == "cpu":
-        room = min(config.kv_bytes, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") // 2)
+        room = min(config.kv_bytes, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") // 2) // config.tp_size
     else:
         free, _ = torch.cuda.mem_get_info(device)
         room = int(free * config.memory_fraction)

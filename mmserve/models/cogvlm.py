@@ -19,8 +19,17 @@ from mmserve.checkpoint import Checkpoint
 from mmserve.models.batch import Model
 from mmserve.models.config import check_row_width, decoder_config, decoder_name
 from mmserve.models.experts import Experts, routed
-from mmserve.models.layers import MLP, DecoderConfig, DecoderStack, RMSNorm, StepTables
+from mmserve.models.layers import (
+    MLP,
+    DecoderConfig,
+    DecoderStack,
+    RMSNorm,
+    StepTables,
+    split_inputs,
+    split_outputs,
+)
 from mmserve.models.loader import load_weights
+from mmserve.models.ranks import ALONE, Ranks
 from vision.cog import cog_geometry, is_second
 from vision.eva import CogEncoder, CogPixels
 
@@ -32,15 +41,13 @@ class ExpertAttention(nn.Module):
 
     def __init__(self, config: DecoderConfig, *, picture_bias: bool) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        share, hidden = config.share, config.hidden_size
+        self.heads, self.kv_heads, self.head_dim = share.heads, share.kv_heads, config.head_dim
         self.scale = config.head_dim**-0.5
-        hidden, width = config.hidden_size, config.num_heads * config.head_dim
-        merged = width + 2 * config.num_kv_heads * config.head_dim
-        with torch.device("meta"):
-            self.vision_expert_query_key_value = nn.Linear(hidden, merged, bias=picture_bias)
-            self.language_expert_query_key_value = nn.Linear(hidden, merged, bias=False)
-            self.vision_expert_dense = nn.Linear(width, hidden, bias=False)
-            self.language_expert_dense = nn.Linear(width, hidden, bias=False)
+        self.vision_expert_query_key_value = split_outputs(hidden, share.merged, bias=picture_bias)
+        self.language_expert_query_key_value = split_outputs(hidden, share.merged)
+        self.vision_expert_dense = split_inputs(share.queries, hidden, config.ranks)
+        self.language_expert_dense = split_inputs(share.queries, hidden, config.ranks)
 
     def forward(self, x: Tensor, step: StepTables, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         """The heads' results ``(T, H * D)``, before :meth:`project`; writes the new tokens' keys and values."""
@@ -76,6 +83,7 @@ class ExpertLayer(nn.Module):
         self.self_attn = ExpertAttention(config, picture_bias=picture_bias)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = ExpertMLP(config)
+        self.ranks = config.ranks
 
     def forward(
         self,
@@ -91,20 +99,21 @@ class ExpertLayer(nn.Module):
         if rows is not None:
             attended, residual = attended.index_select(0, rows), residual.index_select(0, rows)
             experts = None if experts is None else experts.select(rows)
-        normed, residual = self.post_attention_layernorm(self.self_attn.project(attended, experts), residual)
-        return self.mlp(normed, experts), residual
+        projected = self.ranks.sum(self.self_attn.project(attended, experts))
+        normed, residual = self.post_attention_layernorm(projected, residual)
+        return self.ranks.sum(self.mlp(normed, experts)), residual
 
 
-def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:
+def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, ranks: Ranks) -> Model:
     """The decoder and the picture encoder with their weights. Raises ``ConfigError`` and ``CheckpointError``."""
-    decoder, encoder = modules(checkpoint)
+    decoder, encoder = modules(checkpoint, ranks)
     quantization = checkpoint.quantization
     load_weights(decoder, checkpoint.path, decoder_part, dtype=dtype, device=device, quantization=quantization)
     load_weights(encoder, checkpoint.path, encoder.rename, dtype=dtype, device=device)
     return Model(decoder, encoder, CogPixels(cog_geometry(checkpoint.config)))
 
 
-def modules(checkpoint: Checkpoint) -> tuple[DecoderStack, CogEncoder]:
+def modules(checkpoint: Checkpoint, ranks: Ranks = ALONE) -> tuple[DecoderStack, CogEncoder]:
     """Decoder and picture encoder, their parameters without memory. Raises ``ConfigError`` and ``CheckpointError``."""
     given = checkpoint.config
     second = is_second(given)
@@ -114,7 +123,7 @@ def modules(checkpoint: Checkpoint) -> tuple[DecoderStack, CogEncoder]:
         "num_key_value_heads": given.get("num_multi_query_heads"),
         "rope_theta": given.get("rope_theta") or (500_000.0 if second else 10_000.0),
     }
-    config = decoder_config({**given, **fixed}, context=checkpoint.max_model_len)
+    config = decoder_config({**given, **fixed}, context=checkpoint.max_model_len, ranks=ranks)
     config = dataclasses.replace(config, marks_experts=True)
     decoder = DecoderStack(config, partial(ExpertLayer, picture_bias=second))
     encoder = CogEncoder(given, cog_geometry(given))

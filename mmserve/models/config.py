@@ -9,6 +9,7 @@ from typing import Any
 from mmserve.checkpoint import text_config
 from mmserve.errors import CheckpointError
 from mmserve.models.layers import DecoderConfig
+from mmserve.models.ranks import ALONE, Ranks
 from mmserve.models.rope import read_rope
 
 
@@ -37,8 +38,8 @@ ENCODER_PARTS = ("visual.", "vision_tower.", "audio_tower.", "multi_modal_projec
 """How the names begin of tensors that belong to picture and sound encoders, ``model.`` apart."""
 
 
-def decoder_config(config: Mapping[str, Any], *, context: int | None = None) -> DecoderConfig:
-    """The decoder's shape from ``config.json``, its fields flat or under ``text_config``.
+def decoder_config(config: Mapping[str, Any], *, context: int | None = None, ranks: Ranks = ALONE) -> DecoderConfig:
+    """The decoder's shape from ``config.json``, its fields flat or under ``text_config``, shared by ``ranks``.
 
     ``context`` is the most tokens that a sequence will have: a sliding window that is no shorter has no effect.
     Raises ``CheckpointError`` where a field is missing or asks for something that this decoder does not do.
@@ -72,6 +73,7 @@ def decoder_config(config: Mapping[str, Any], *, context: int | None = None) -> 
         qk_norm=kind.qk_norm,
         # Saved by older transformers under text_config; either place counts.
         tie_word_embeddings=bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
+        ranks=ranks,
     )
 
 

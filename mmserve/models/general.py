@@ -25,6 +25,7 @@ from mmserve.checkpoint import Checkpoint
 from mmserve.errors import CheckpointError, ConfigError, MMServeError
 from mmserve.models.batch import ForwardBatch, Model
 from mmserve.models.loader import check_room, weight_files
+from mmserve.models.ranks import Ranks
 from mmserve.models.trial import Trial
 from mmserve.prompt.general import check_served, has_axes, patch_size, sees_both_ways
 from vision.general import PictureProcessor, ProcessorPixels, architecture
@@ -153,8 +154,9 @@ class GeneralEncoder:
         return flat[: len(flat) // times].clone()
 
 
-def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:
+def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, ranks: Ranks) -> Model:
     """The model with its weights, tried out. Raises ``ConfigError`` and ``CheckpointError``."""
+    assert ranks.size == 1, "mmserve.models.families refuses to share a model of transformers"
     check_served(checkpoint.config)
     processor = PictureProcessor(checkpoint.path, checkpoint.image_token_id, patch_size(checkpoint.vision_config))
     model = _load(checkpoint, dtype, device)

@@ -13,23 +13,26 @@ from mmserve.models.batch import Model
 from mmserve.models.config import decoder_config, decoder_rename
 from mmserve.models.layers import DecoderStack
 from mmserve.models.loader import load_weights
+from mmserve.models.ranks import Ranks
 from vision.llava import LlavaEncoder
 from vision.pixels import TilePixels
 from vision.tiles import AnyResGeometry, anyres_geometry, tile_settings
 
 
-def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:
+def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, ranks: Ranks) -> Model:
     """LLaVA-1.5, with its weights. Raises ``ConfigError`` and ``CheckpointError``."""
-    return _build(checkpoint, None, dtype, device)
+    return _build(checkpoint, None, dtype, device, ranks)
 
 
-def build_anyres(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:
+def build_anyres(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, ranks: Ranks) -> Model:
     """LLaVA-NeXT or LLaVA-OneVision, with its weights. Raises ``ConfigError`` and ``CheckpointError``."""
-    return _build(checkpoint, anyres_geometry(checkpoint.config, checkpoint.processor), dtype, device)
+    return _build(checkpoint, anyres_geometry(checkpoint.config, checkpoint.processor), dtype, device, ranks)
 
 
-def _build(checkpoint: Checkpoint, geometry: AnyResGeometry | None, dtype: torch.dtype, device: torch.device) -> Model:
-    config = decoder_config(checkpoint.config, context=checkpoint.max_model_len)
+def _build(
+    checkpoint: Checkpoint, geometry: AnyResGeometry | None, dtype: torch.dtype, device: torch.device, ranks: Ranks
+) -> Model:
+    config = decoder_config(checkpoint.config, context=checkpoint.max_model_len, ranks=ranks)
     settings = tile_settings(checkpoint.config, checkpoint.processor)
     decoder = DecoderStack(config)
     encoder = LlavaEncoder(checkpoint.config, config.hidden_size, drops_first=settings.drops_first, geometry=geometry)

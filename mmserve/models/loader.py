@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mmserve.errors import CheckpointError, ConfigError
-from mmserve.models.layers import MergedLinear
+from mmserve.models.layers import MergedLinear, SplitEmbedding, SplitLinear
 from mmserve.models.quantised import DTYPES, QuantisedLinear, fill, quantise_layers
+from mmserve.models.ranks import Cut
 
 Rename = Callable[[str], str | None]
 """A published tensor's name -> its name among :func:`destinations`, or ``None`` where it is not the module's."""
@@ -39,7 +40,8 @@ def load_weights(
     """Give every parameter of ``module`` memory of ``dtype`` on ``device`` and the checkpoint's value.
 
     With a ``quantization`` the linear layers of ``module.layers`` have weights of eight bits (``quantised``), made one
-    by one. One tensor at a time is held besides the parameters. Buffers move to ``device`` and keep their dtype; the
+    by one. One tensor at a time is held besides the parameters, and of what a rank has a part of, no more than that is
+    read. Buffers move to ``device`` and keep their dtype; the
     module ends in evaluation mode. Raises ``ConfigError`` where the parameters do not fit, and ``CheckpointError``,
     which names tensor and file, where a tensor is missing, has no place in the module though ``rename`` gives it one,
     is of another shape, or is quantised, and where a file is missing or damaged.
@@ -50,17 +52,20 @@ def load_weights(
     check_room(needed, torch.device(device))
     materialise(module, dtype=dtype, device=device)
     missing = destinations(module)
-    places, scales = dict(missing), _scales(module)
+    places, scales, parts = dict(missing), _scales(module), cuts(module)
     for file in weight_files(checkpoint):
         with _opened(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118 (a safetensors file is not a mapping)
                 target = rename(name)
                 if target is None:
                     continue
-                _check(tensors.get_slice(name), name, file, places.get(target))
+                part, found = parts.get(target), tensors.get_slice(name)
+                if part is not None and not part.ranges:
+                    continue
+                _check(found, name, file, places.get(target), part)
                 if missing.pop(target, None) is None:
                     raise CheckpointError(f"tensor {name} in {file} is there a second time under another name or file")
-                fill(places[target], scales.get(target), tensors.get_tensor(name))
+                fill(places[target], scales.get(target), tensors.get_tensor(name) if part is None else part.of(found))
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckpointError(f"the weights in {checkpoint} lack {min(missing)}{others}, which config.json asks for")
@@ -105,6 +110,23 @@ def destinations(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def cuts(module: nn.Module) -> dict[str, Cut]:
+    """What of a published tensor goes to a place, by the names of :func:`destinations`; all of it where none is given.
+
+    Where another rank has the tensor there is no place, but a cut that takes nothing.
+    """
+    return {
+        ".".join(filter(None, (owner.rpartition(".")[0] if _parts(child) else owner, name))): cut
+        for owner, child in module.named_modules()
+        if isinstance(child, MergedLinear | SplitLinear | SplitEmbedding | QuantisedLinear)
+        for name, cut in child.cuts.items()
+    }
+
+
+def _parts(child: nn.Module) -> Mapping[str, int] | None:
+    return child.parts if isinstance(child, MergedLinear | QuantisedLinear) else None
+
+
 def _scales(module: nn.Module) -> dict[str, Tensor]:
     """The scales of each quantised weight, by the names of :func:`destinations`."""
     return {
@@ -116,7 +138,7 @@ def _scales(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _pieces(owner: str, child: nn.Module, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    parts = child.parts if isinstance(child, MergedLinear | QuantisedLinear) else None
+    parts = _parts(child)
     if parts is None:
         yield ".".join(filter(None, (owner, name))), tensor
         return
@@ -162,10 +184,12 @@ def _opened(file: Path) -> Iterator[Any]:
         raise CheckpointError(f"{file} is damaged or truncated ({error}); download it again") from error
 
 
-def _check(found: Any, name: str, file: Path, place: Tensor | None) -> None:
+def _check(found: Any, name: str, file: Path, place: Tensor | None, part: Cut | None) -> None:
     if place is None:
         raise CheckpointError(f"tensor {name} in {file} has no place in the model that config.json describes")
     shape, wanted = list(found.get_shape()), list(place.shape)
+    if part is not None:
+        wanted[part.axis] = part.whole
     if shape != wanted:
         raise CheckpointError(f"tensor {name} in {file} has shape {shape}, but config.json asks for {wanted}")
     if found.get_dtype() not in _FLOATS:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kernels.quant import quantise_into, quantised_linear
 from mmserve.checkpoint import QUANTIZATIONS
 from mmserve.errors import ConfigError
-from mmserve.models.layers import MergedLinear
+from mmserve.models.layers import MergedLinear, SplitLinear
 
 DTYPES: Mapping[str, torch.dtype] = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 """What ``Checkpoint.quantization`` stores weights as."""
@@ -18,11 +18,13 @@ DTYPES: Mapping[str, torch.dtype] = {"int8": torch.int8, "fp8": torch.float8_e4m
 
 class QuantisedLinear(nn.Module):
     """Takes the place of a linear layer on the meta device. ``weight`` is int8 or float8_e4m3fn ``(N, K)`` and
-    ``scales`` float32 ``(N,)``; ``parts`` as in :class:`MergedLinear`, ``None`` for a plain layer."""
+    ``scales`` float32 ``(N,)``; ``parts`` as in :class:`MergedLinear`, ``None`` for a plain layer; ``cuts`` as it has.
+    """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
         self.parts = linear.parts if isinstance(linear, MergedLinear) else None
+        self.cuts = linear.cuts if isinstance(linear, MergedLinear | SplitLinear) else {}
         empty = torch.empty(linear.weight.shape, dtype=dtype, device="meta")
         self.weight = nn.Parameter(empty, requires_grad=False)
         self.bias = linear.bias

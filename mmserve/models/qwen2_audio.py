@@ -9,6 +9,7 @@ from mmserve.models.batch import Model, Tower
 from mmserve.models.config import decoder_config, decoder_rename
 from mmserve.models.layers import DecoderStack
 from mmserve.models.loader import load_weights
+from mmserve.models.ranks import Ranks
 from mmserve.sounds.decode import decode
 from mmserve.sounds.encoder import SoundEncoder, rename
 from mmserve.sounds.features import MelProcessor, Mels
@@ -16,9 +17,9 @@ from mmserve.sounds.geometry import SoundGeometry
 from mmserve.sounds.sound import Sound
 
 
-def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:
+def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, ranks: Ranks) -> Model:
     """The decoder and the sound encoder with their weights. Raises ``CheckpointError``."""
-    config = decoder_config(checkpoint.config, context=checkpoint.max_model_len)
+    config = decoder_config(checkpoint.config, context=checkpoint.max_model_len, ranks=ranks)
     decoder, encoder = DecoderStack(config), SoundEncoder(checkpoint.audio_config, config.hidden_size)
     geometry = SoundGeometry.from_configs(checkpoint.audio_config, checkpoint.processor)
     mels = MelProcessor(checkpoint.processor, geometry)

@@ -14,14 +14,15 @@ from mmserve.models.batch import Model
 from mmserve.models.config import check_axes, check_row_width, decoder_config, decoder_rename
 from mmserve.models.layers import DecoderConfig, DecoderStack
 from mmserve.models.loader import load_weights
+from mmserve.models.ranks import ALONE, Ranks
 from vision.geometry import QwenGeometry
 from vision.pixels import QwenPixels
 from vision.qwen3_vl import Qwen3VLEncoder, deepstack_layers, rename_qwen3_vl
 
 
-def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:
+def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, ranks: Ranks) -> Model:
     """The decoder and the picture encoder with their weights. Raises ``ConfigError`` and ``CheckpointError``."""
-    config = qwen3_vl_config(checkpoint.config, context=checkpoint.max_model_len)
+    config = qwen3_vl_config(checkpoint.config, context=checkpoint.max_model_len, ranks=ranks)
     decoder, encoder = DecoderStack(config), Qwen3VLEncoder(checkpoint.vision_config)
     check_row_width(encoder.row_width, config.row_width)
     pixels = QwenPixels(checkpoint.path, QwenGeometry.from_configs(checkpoint.vision_config, checkpoint.processor))
@@ -31,9 +32,9 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> M
     return Model(decoder, encoder, pixels)
 
 
-def qwen3_vl_config(config: Mapping[str, Any], *, context: int | None = None) -> DecoderConfig:
+def qwen3_vl_config(config: Mapping[str, Any], *, context: int | None = None, ranks: Ranks = ALONE) -> DecoderConfig:
     """The decoder's shape from ``config.json``; as ``decoder_config`` otherwise. Raises ``ConfigError`` too."""
-    shape = decoder_config(config, context=context)
+    shape = decoder_config(config, context=context, ranks=ranks)
     check_axes(shape, 3)
     return dataclasses.replace(
         shape,

@@ -9,11 +9,12 @@ from mmserve.models.batch import Model
 from mmserve.models.config import decoder_config, decoder_rename
 from mmserve.models.layers import DecoderStack
 from mmserve.models.loader import load_weights
+from mmserve.models.ranks import Ranks
 
 
-def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:
+def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, ranks: Ranks) -> Model:
     """The decoder with its weights. Raises ``CheckpointError``."""
-    config = decoder_config(checkpoint.config, context=checkpoint.max_model_len)
+    config = decoder_config(checkpoint.config, context=checkpoint.max_model_len, ranks=ranks)
     decoder = DecoderStack(config)
     quantization, rename = checkpoint.quantization, decoder_rename(config)
     load_weights(decoder, checkpoint.path, rename, dtype=dtype, device=device, quantization=quantization)

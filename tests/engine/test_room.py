@@ -80,6 +80,35 @@ def test_the_sentence_has_the_smallest_change_that_helps(
     assert "for keys and values" in said
 
 
+class TestSeveralRanks:
+    def test_each_needs_its_share(self, wide: Checkpoint) -> None:
+        whole = room_for(wide, SMALL, torch.float32)
+        half = room_for(wide, dataclasses.replace(SMALL, tp_size=2), torch.float32)
+        assert whole.weights / 2 < half.weights < 0.52 * whole.weights
+        assert half.kv == whole.kv // 2
+
+    def test_on_a_cpu_they_share_its_memory(self, wide: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+        both = dataclasses.replace(SMALL, tp_size=2)
+        need = room_for(wide, both, torch.float32)
+        give(monkeypatch, 2 * need.total)
+        check_room(wide, both, torch.float32, CPU)
+        give(monkeypatch, 2 * need.total - 2)
+        assert "but each of 2 processes on this machine has" in refusal(wide, both)
+
+    @pytest.mark.parametrize(
+        ("gpus", "spared", "says"), [(4, 0.6, "--tp 2, which"), (4, 0.35, "--tp 4, which"), (1, 0.6, "end what")]
+    )
+    def test_on_gpus_spreading_it_is_a_way_out(
+        self, wide: Checkpoint, monkeypatch: pytest.MonkeyPatch, gpus: int, spared: float, says: str
+    ) -> None:
+        """But not over three, which would cut a head."""
+        rounded = dataclasses.replace(wide, quantization="int8")
+        give(monkeypatch, int(spared * room_for(rounded, SMALL, torch.bfloat16).total) + MIB // 2)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        with pytest.raises(ConfigError, match=rf"cuda has .* free: (serve it with )?{says}"):
+            check_room(rounded, SMALL, torch.bfloat16, torch.device("cuda"))
+
+
 def test_nothing_is_loaded_where_it_does_not_fit(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     give(monkeypatch, 1000)
     monkeypatch.setattr(runner, "build_model", lambda *_, **__: pytest.fail("it was loaded"))

@@ -22,6 +22,7 @@ from mmserve.models import families
 from mmserve.models.batch import Model
 from mmserve.models.families import build_model
 from mmserve.models.quantised import DTYPES, QuantisedLinear, is_quantised, quantise_layers
+from mmserve.models.ranks import Ranks
 from mmserve.registry import load_registry
 from mmserve.sampling import SamplingParams
 from mmserve.types import Request
@@ -181,8 +182,8 @@ def test_what_cannot_be_done_is_said(checkpoint: Checkpoint, monkeypatch: pytest
     with pytest.raises(ConfigError, match="cannot be quantised to int8"):
         quantise_layers(nn.Linear(2, 2), "int8")
 
-    def never(each: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:
-        return build(dataclasses.replace(each, quantization=None), dtype, device)
+    def never(each: Checkpoint, dtype: torch.dtype, device: torch.device, ranks: Ranks) -> Model:
+        return build(dataclasses.replace(each, quantization=None), dtype, device, ranks)
 
     build = families.BUILDERS[checkpoint.family]
     monkeypatch.setattr(families, "BUILDERS", {checkpoint.family: never})

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.caption import Folder, Result, _judge, compare, draw, make_folder, report, run_killed
+from bench.caption import Folder, Result, compare, draw, judge, make_folder, report, run_killed
 
 SHARE = 0.9
 """The least part of the engine's own rate that captioning must reach."""
@@ -73,7 +73,7 @@ def test_the_judge_finds_what_is_wrong(tmp_path: Path) -> None:
         out = tmp_path / "c.jsonl"
         out.write_text("".join(json.dumps(each) + "\n" for each in lines))
         result = Result()
-        _judge(folder, out, subprocess.CompletedProcess([], status, "", printed), result)
+        judge(folder, out, subprocess.CompletedProcess([], status, "", printed), result)
         return result.problems
 
     assert problems(good) == []

@@ -83,7 +83,8 @@ class Tried:
     def note(self, label: str, response: Response) -> None:
         self.statuses.setdefault(label, Counter())[response.status_code] += 1
         verb, _, path = label.partition(" ")
-        if verb == "POST" and path in MADE and response.status_code == 200:
+        told = response.headers["content-type"][0] if "content-type" in response.headers else ""
+        if verb == "POST" and path in MADE and response.status_code == 200 and told == "application/json":
             body = response.json()
             self.made.setdefault(path, []).append(body["data"][0]["id"] if "data" in body else body["id"])
 

@@ -29,6 +29,8 @@ pytestmark = pytest.mark.anyio
 PNG = png()
 LIMITS = Limits(max_picture_bytes=2000, max_pictures=2, max_body_bytes=10_000)
 RULES = FormRules("image", ("question", "stop"), repeated=("stop",))
+DROPPED = 16 << 20
+"""Bytes that are taken, and dropped, behind a refusal."""
 TYPE = "multipart/form-data; boundary=XX"
 
 
@@ -153,19 +155,20 @@ def test_repeated_headers_count_per_part() -> None:
     assert len(asyncio.run(_read_with_room(body)).fields["stop"]) == 100
 
 
-async def test_declared_length_over_the_limit_is_refused_unread(client: httpx.AsyncClient) -> None:
+async def test_declared_length_over_the_limit_is_refused(client: httpx.AsyncClient) -> None:
+    """Of what a client sends nevertheless no more is taken than lets it see the answer (``web.unread``)."""
     taken = 0
 
     async def body() -> AsyncIterator[bytes]:
         nonlocal taken
         while True:
-            taken += 1
+            taken += 1000
             yield bytes(1000)
 
     headers = {"content-type": TYPE, "content-length": "2000001"}
     response = await client.post("/v1/vqa", content=body(), headers=headers)
     assert "2000000" in error_of(response, 413, "request_too_large", None)
-    assert taken == 0
+    assert taken <= DROPPED + 2_000
 
 
 @pytest.mark.parametrize("path", ["/v1/vqa", "/v1/chat/completions"])
@@ -181,7 +184,7 @@ async def test_undeclared_length_is_cut_at_the_limit(client: httpx.AsyncClient, 
 
     response = await client.post(path, content=body(), headers={"content-type": TYPE})
     assert response.status_code in (400, 413)
-    assert taken <= 2_100_000
+    assert taken <= 2_100_000 + DROPPED
 
 
 async def test_upload_that_stands_still_is_refused(client: httpx.AsyncClient) -> None:

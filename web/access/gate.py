@@ -15,7 +15,7 @@ from web.access.ring import KeyRing
 from web.errors import error_response
 from web.visit import Fetcher, Visit, acting, require_admin
 
-_OPEN = frozenset({"/", "/health", "/favicon.ico"})
+_OPEN = frozenset({"/", "/health", "/live", "/favicon.ico"})
 _OPEN_BELOW = ("/static/", "/examples/")
 """What the page is made of; it asks for a key itself."""
 

@@ -1,4 +1,4 @@
-"""The engine's process; started by ``mmserve.engine.process.spawn`` only."""
+"""The engine's process; started by ``mmserve.engine.process.link`` only."""
 
 import sys
 

@@ -18,6 +18,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, cast
 
+from mmserve.engine.children import ignore_signals
 from mmserve.engine.loop import EngineLoop
 from mmserve.engine.process.channel import ChannelClosed, encode, receive
 from mmserve.engine.process.media import Kept
@@ -39,7 +40,6 @@ from mmserve.engine.process.messages import (
     pack,
 )
 from mmserve.engine.process.recipe import Recipe
-from mmserve.engine.process.spawn import ignore_signals
 from mmserve.errors import MMServeError
 from mmserve.trim import trim_often
 from mmserve.types import TokenEvent

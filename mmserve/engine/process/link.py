@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Self, cast
 
+from mmserve.engine.children import describe_exit, spawn
 from mmserve.engine.mailboxes import Mailboxes
 from mmserve.engine.process.channel import ChannelClosed, encode, receive_from
 from mmserve.engine.process.media import Sent
@@ -35,7 +36,6 @@ from mmserve.engine.process.messages import (
     unpack,
 )
 from mmserve.engine.process.recipe import Recipe
-from mmserve.engine.process.spawn import describe_exit, spawn
 from mmserve.engine.process.watchdog import Watchdog
 from mmserve.errors import EngineUnavailable, MMServeError
 from mmserve.types import Request, TokenEvent
@@ -48,6 +48,7 @@ LOADING_SECONDS = 120.0
 END_SECONDS = 5.0
 """For the engine to end when it is asked to; then it is killed."""
 
+_MODULE = "mmserve.engine.process"
 _REAP_SECONDS = 10.0
 _READ_AHEAD = 1 << 20
 
@@ -88,7 +89,7 @@ class EngineLink:
         process ends before it is ready; it is gone then, and when this is cancelled."""
         ours, theirs = socket.socketpair()
         try:
-            process = spawn(theirs)
+            process = spawn(_MODULE, theirs)
         except BaseException:
             ours.close()
             raise

@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 
 from mmserve.cli_log import configure_logging
+from mmserve.engine.children import spawn
 from mmserve.engine.process import link as link_module
 from mmserve.engine.process.channel import encode, receive
 from mmserve.engine.process.client import ProcessEngineClient
 from mmserve.engine.process.messages import Ready, Start, Stepped, Submit, unpack
 from mmserve.engine.process.recipe import Recipe
-from mmserve.engine.process.spawn import describe_exit, spawn
 from mmserve.engine.process.supervisor import BackOff
 from mmserve.errors import (
     CheckpointError,
@@ -314,8 +314,8 @@ async def test_what_the_child_logs_looks_as_the_server_log_does(capfd: pytest.Ca
 async def test_a_start_that_is_given_up_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     pids: list[int] = []
 
-    def spied(sock: socket.socket) -> subprocess.Popen[bytes]:
-        process = spawn(sock)
+    def spied(module: str, sock: socket.socket) -> subprocess.Popen[bytes]:
+        process = spawn(module, sock)
         pids.append(process.pid)
         return process
 
@@ -333,7 +333,7 @@ async def test_a_start_that_is_given_up_leaves_no_process(monkeypatch: pytest.Mo
 def test_a_slow_reader_does_not_stop_the_engine(tmp_path: Path) -> None:
     """More than the pair holds is written while nobody reads, and is all there afterwards."""
     ours, theirs = socket.socketpair()
-    process = spawn(theirs)
+    process = spawn("mmserve.engine.process", theirs)
     theirs.close()
     done = tmp_path / "done"
     with ours:
@@ -365,8 +365,8 @@ from tests.engine.process import fakes
 
 async def main():
     spawn = link.spawn
-    def spied(sock):
-        process = spawn(sock)
+    def spied(*given):
+        process = spawn(*given)
         print(process.pid, flush=True)
         return process
     link.spawn = spied
@@ -405,11 +405,3 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def test_exits_in_words() -> None:
-    assert describe_exit(3) == "it ended with status 3"
-    assert describe_exit(-9) == "it was ended by SIGKILL, perhaps for want of memory"
-    assert describe_exit(-11) == "it was ended by SIGSEGV"
-    assert describe_exit(-63) == "it was ended by signal 63"
-    assert "killed" in describe_exit(None)

@@ -31,7 +31,7 @@ async def chat(http: httpx.AsyncClient, secret: str, **body: Any) -> httpx.Respo
     return await http.post("/v1/chat/completions", json=CHAT | body, headers=bearer(secret))
 
 
-@pytest.mark.parametrize("path", ["/", "/static/js/app.js", "/examples/examples.json", "/health"])
+@pytest.mark.parametrize("path", ["/", "/static/js/app.js", "/examples/examples.json", "/health", "/live"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_page_and_health_are_open(http: httpx.AsyncClient, path: str, method: str) -> None:
     assert (await http.request(method, path)).status_code in (200, 405)
@@ -43,7 +43,7 @@ async def test_every_other_route_is_locked(http: httpx.AsyncClient, locked: Serv
     paths = {r.path for r in routes} | set(schema)
     assert {"/v1/chat/completions", "/generate", "/v1/pictures", "/flush_cache", "/health_generate"} <= paths
     for path in [
-        *(paths - {"/", "/health", "/examples/examples.json"}),
+        *(paths - {"/", "/health", "/live", "/examples/examples.json"}),
         "/openapi.json",
         "/none",
         "/static",
@@ -55,7 +55,7 @@ async def test_every_other_route_is_locked(http: httpx.AsyncClient, locked: Serv
 
 
 @pytest.mark.parametrize("method", ["POST", "DELETE", "OPTIONS"])
-@pytest.mark.parametrize("path", ["/", "/static/x", "/health"])
+@pytest.mark.parametrize("path", ["/", "/static/x", "/health", "/live"])
 async def test_what_is_open_is_open_for_reading_only(http: httpx.AsyncClient, method: str, path: str) -> None:
     assert (await http.request(method, path)).status_code == 401
 

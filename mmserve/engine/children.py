@@ -1,7 +1,7 @@
-"""Starting the engine's process, and saying how it ended.
+"""Starting a process that serves this one over a socket pair, and saying how it ended: the engine's, a rank's.
 
 ``subprocess`` rather than ``multiprocessing``: the child imports nothing of the command line, brings no process that
-tracks resources, and inherits the one socket that it is given.
+tracks resources, may have children itself, and inherits the one socket that it is given.
 """
 
 from __future__ import annotations
@@ -15,19 +15,24 @@ import sys
 _ENDING = {signal.SIGINT, signal.SIGTERM}
 
 
-def spawn(sock: socket.socket) -> subprocess.Popen[bytes]:
-    """A child that has ``sock`` as its end of the pair, finds modules where this process does, and shares its output.
+def spawn(module: str, sock: socket.socket) -> subprocess.Popen[bytes]:
+    """``python -m module FD``: a child that has ``sock`` as its end of the pair, finds modules where this process does,
+    and shares what this one logs to but not its output, which a caller may read.
 
-    It is born with the signals that end a server blocked, until it ignores them: what is sent to the whole group is
-    for the parent, which drains first.
+    It is born with the signals that end a server blocked, until it calls :func:`ignore_signals`: what is sent to the
+    whole group is for the parent, which drains first.
     """
     found = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
     # -P: the working directory is searched only where this process searches it.
-    command = [sys.executable, "-P", "-m", "mmserve.engine.process", str(sock.fileno())]
+    command = [sys.executable, "-P", "-m", module, str(sock.fileno())]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": found}, pass_fds=[sock.fileno()]
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": found},
+            pass_fds=[sock.fileno()],
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
