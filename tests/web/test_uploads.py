@@ -153,6 +153,10 @@ def test_repeated_headers_count_per_part() -> None:
     assert len(asyncio.run(_read_with_room(body)).fields["stop"]) == 100
 
 
+DROPPED = 16 << 20
+"""Bytes of a refused body that are taken all the same, so that the refusal arrives (``web.unread``)."""
+
+
 async def test_declared_length_over_the_limit_is_refused_unread(client: httpx.AsyncClient) -> None:
     taken = 0
 
@@ -165,7 +169,7 @@ async def test_declared_length_over_the_limit_is_refused_unread(client: httpx.As
     headers = {"content-type": TYPE, "content-length": "2000001"}
     response = await client.post("/v1/vqa", content=body(), headers=headers)
     assert "2000000" in error_of(response, 413, "request_too_large", None)
-    assert taken == 0
+    assert taken <= DROPPED // 1000 + 1
 
 
 @pytest.mark.parametrize("path", ["/v1/vqa", "/v1/chat/completions"])
@@ -181,7 +185,7 @@ async def test_undeclared_length_is_cut_at_the_limit(client: httpx.AsyncClient, 
 
     response = await client.post(path, content=body(), headers={"content-type": TYPE})
     assert response.status_code in (400, 413)
-    assert taken <= 2_100_000
+    assert taken <= 2_100_000 + DROPPED
 
 
 async def test_upload_that_stands_still_is_refused(client: httpx.AsyncClient) -> None:
