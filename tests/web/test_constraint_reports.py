@@ -155,7 +155,7 @@ async def test_chat_says_nothing_where_all_is_as_asked(client: httpx.AsyncClient
     assert set(body["choices"][0]) == {"index", "message", "logprobs", "finish_reason", "matched_stop"}
     *chunks, _ = sse((await chat(client, stream=True, **OBJECT)).content)
     assert {frozenset(chunk) for chunk in chunks} == {frozenset({"id", "object", "created", "model", "choices"})}
-    assert set(chunks[-1]["choices"][0]) == {"index", "delta", "logprobs", "finish_reason"}
+    assert set(chunks[-1]["choices"][0]) == {"index", "delta", "logprobs", "finish_reason", "matched_stop"}
 
 
 async def test_chat_closed_early(client: httpx.AsyncClient, engine: FakeEngine) -> None:
