@@ -1,4 +1,5 @@
-"""OpenAI's client against a running server: chat, parse, stream, tools, responses; each with a picture where it may."""
+"""OpenAI's client against a running server: chat, parse, stream, tools, responses, files, batches; each with a
+picture where it may."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import asyncio
 import base64
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -156,6 +158,64 @@ def test_responses_tools(api: openai.OpenAI) -> None:
     for call in answer.output:
         assert call.type == "function_call"
         assert json.loads(call.arguments)["color"] in ("red", "green", "blue")
+
+
+def test_files(api: openai.OpenAI) -> None:
+    sent = api.files.create(file=("notes.txt", b"hello"), purpose="user_data")
+    assert api.files.retrieve(sent.id) == sent
+    assert sent.id in [file.id for file in api.files.list(purpose="user_data")]
+    assert api.files.content(sent.id).read() == b"hello"
+    assert api.files.delete(sent.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        api.files.content(sent.id)
+
+
+def batch_of(api: openai.OpenAI, *, most_tokens: list[int]) -> str:
+    """A new batch of the question with so many tokens for each answer; a negative number is refused."""
+    bodies: list[dict[str, Any]] = [{"model": "default", "messages": ASKED, "max_tokens": most} for most in most_tokens]
+    lines = [
+        json.dumps({"custom_id": f"r{i}", "method": "POST", "url": "/v1/chat/completions", "body": body})
+        for i, body in enumerate(bodies)
+    ]
+    sent = api.files.create(file=("in.jsonl", "\n".join(lines).encode()), purpose="batch")
+    made = api.batches.create(
+        input_file_id=sent.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"by": "a test"}
+    )
+    assert made.id in [batch.id for batch in api.batches.list()]
+    return made.id
+
+
+def ended(api: openai.OpenAI, identity: str) -> openai.types.Batch:
+    for _ in range(600):
+        batch = api.batches.retrieve(identity)
+        if batch.status in ("completed", "failed", "cancelled", "expired"):
+            return batch
+        time.sleep(0.1)
+    raise AssertionError(batch)
+
+
+def answers(api: openai.OpenAI, file: str | None) -> dict[str, Any]:
+    lines = [] if file is None else api.files.content(file).text.splitlines()
+    return {line["custom_id"]: line["response"] for line in map(json.loads, lines)}
+
+
+def test_a_batch(api: openai.OpenAI) -> None:
+    batch = ended(api, batch_of(api, most_tokens=[8] * 20 + [-1]))
+    assert (batch.status, batch.metadata) == ("completed", {"by": "a test"})
+    assert batch.request_counts is not None
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (20, 1)
+    good, bad = answers(api, batch.output_file_id), answers(api, batch.error_file_id)
+    assert {response["body"]["choices"][0]["message"]["content"] for response in good.values()} == {"red"}
+    assert (len(good), bad["r20"]["status_code"]) == (20, 400)
+
+
+def test_a_batch_is_cancelled(api: openai.OpenAI) -> None:
+    identity = batch_of(api, most_tokens=[8] * 2_000)
+    assert api.batches.cancel(identity).status in ("cancelling", "cancelled")
+    batch = ended(api, identity)
+    assert batch.status == "cancelled"
+    told = answers(api, batch.output_file_id).keys() | answers(api, batch.error_file_id).keys()
+    assert len(told) in (0, 2_000)  # none where the file had not been checked yet
 
 
 def test_errors_are_the_clients_own(api: openai.OpenAI) -> None:
