@@ -34,8 +34,9 @@ KINDS: Mapping[str, _Kind] = {
 }
 """The language models that ``DecoderStack`` computes, by the ``model_type`` of their fields."""
 
-ENCODER_PARTS = ("visual.", "vision_tower.", "audio_tower.", "multi_modal_projector.", "image_newline")
-"""How the names begin of tensors that belong to picture and sound encoders, ``model.`` apart."""
+PICTURE_PARTS = ("visual.", "vision_tower.", "multi_modal_projector.", "image_newline")
+SOUND_PARTS = ("audio_tower.", "multi_modal_projector.")
+"""How the names begin of tensors that belong to encoders, ``model.`` apart."""
 
 
 def decoder_config(config: Mapping[str, Any], *, context: int | None = None, ranks: Ranks = ALONE) -> DecoderConfig:
@@ -77,21 +78,21 @@ def decoder_config(config: Mapping[str, Any], *, context: int | None = None, ran
     )
 
 
-def decoder_name(name: str, *, tied: bool) -> str | None:
-    """Where a published tensor goes in the decoder; ``None`` for an encoder's and for what is not needed.
+def decoder_name(name: str, *, tied: bool, parts: tuple[str, ...] = PICTURE_PARTS) -> str | None:
+    """Where a published tensor goes in the decoder; ``None`` for an encoder's (``parts``) and for what is not needed.
 
     Knows the names of text-only and Qwen-VL models as published (``model.layers…``, ``visual.…``), of LLaVA as
     published (``language_model.model.layers…``) and of newer transformers (``model.language_model.layers…``).
     """
     name = name.removeprefix("model.").removeprefix("language_model.").removeprefix("model.")
-    if name.endswith("rotary_emb.inv_freq") or name.startswith(ENCODER_PARTS):
+    if name.endswith("rotary_emb.inv_freq") or name.startswith(parts):
         return None
     return None if tied and name == "lm_head.weight" else name
 
 
-def decoder_rename(config: DecoderConfig) -> Callable[[str], str | None]:
+def decoder_rename(config: DecoderConfig, parts: tuple[str, ...] = PICTURE_PARTS) -> Callable[[str], str | None]:
     """:func:`decoder_name` for a decoder of this shape."""
-    return lambda name: decoder_name(name, tied=config.tie_word_embeddings)
+    return lambda name: decoder_name(name, tied=config.tie_word_embeddings, parts=parts)
 
 
 def check_row_width(made: int, taken: int) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from mmserve.checkpoint import Checkpoint
 from mmserve.models.batch import Model, Tower
-from mmserve.models.config import decoder_config, decoder_rename
+from mmserve.models.config import SOUND_PARTS, decoder_config, decoder_rename
 from mmserve.models.layers import DecoderStack
 from mmserve.models.loader import load_weights
 from mmserve.models.ranks import Ranks
@@ -27,7 +27,7 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, rank
     def prepare(sound: Sound) -> Mels:
         return mels(decode(sound.data, sound.header, geometry, sound.samples))
 
-    quantization, weights_of = checkpoint.quantization, decoder_rename(config)
+    quantization, weights_of = checkpoint.quantization, decoder_rename(config, SOUND_PARTS)
     load_weights(decoder, checkpoint.path, weights_of, dtype=dtype, device=device, quantization=quantization)
     load_weights(encoder, checkpoint.path, rename, dtype=dtype, device=device)
     return Model(decoder, others={"audio": Tower(prepare, encoder)})

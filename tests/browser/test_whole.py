@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
-from playwright.sync_api import Browser, Route, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from mmserve.checkpoint import Checkpoint
 from mmserve.config import EngineConfig, Limits
@@ -220,10 +220,30 @@ def test_every_example_of_the_gallery_is_answered_as_it_says(reader: Reader) -> 
         expect(page.locator(".boxed")).to_have_count(int("<|box_start|>" in example["answer"]))
 
 
+KEPT = """async () => {
+  if (!(await indexedDB.databases()).length) return 0;
+  const done = (request) => new Promise((resolve) => { request.onsuccess = () => resolve(request.result); });
+  const database = await done(indexedDB.open("mmserve"));
+  const count = await done(database.transaction("conversations").objectStore("conversations").count());
+  database.close();
+  return count;
+}"""
+
+
+def until_kept(page: Page) -> None:
+    """A page that is left while the browser writes keeps nothing of what it had not written."""
+    for _ in range(400):
+        if page.evaluate(KEPT):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError("no conversation is kept")
+
+
 def test_conversations_are_kept_and_gone_on_with(reader: Reader, pictures: dict[str, Path]) -> None:
     page = reader.page
     reader.pick(pictures["red"])
     reader.ask(QUESTION)
+    until_kept(page)
     page.reload()
     reader.button("conversations").click()
     page.locator(".kept .title").click()

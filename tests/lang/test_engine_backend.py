@@ -211,7 +211,7 @@ def test_patterns_and_grammars_are_kept_without_a_limit() -> None:
         (lambda: sgl.gen("x", 3, json_schema=Shape), BudgetTooSmall, "no whole answer of this shape fits max_tokens=3"),
         (lambda: sgl.gen("x", regex=r"(?=a)b"), ConstraintError, "lookaround in a pattern cannot be enforced"),
         (lambda: sgl.gen("x", temperature=-1.0), InvalidField, "temperature must be between"),
-        (lambda: "long " * 9000 + sgl.gen("x"), PromptTooLong, "takes 8,192"),
+        (lambda: "long " * 9000 + sgl.gen("x"), PromptTooLong, "maximum context length is 8,192"),
     ],
 )
 @pytest.mark.usefixtures("model")

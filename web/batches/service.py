@@ -11,6 +11,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -111,7 +112,7 @@ class BatchService:
         for batch in left:
             self._begin(batch.id)
         await self._count()
-        self._sweeper = _apart(self._sweep_often())
+        self._sweeper = _apart(self._sweep_often)
 
     async def close(self, seconds: float = 5.0) -> None:
         """End the work: what runs has ``seconds`` to come to its end and be written, and the rest is for the next
@@ -182,7 +183,7 @@ class BatchService:
     def _begin(self, id_: str) -> None:
         assert self._shared is not None
         job = Job(self._shared, id_)
-        task = _apart(self._carry(job, id_))
+        task = _apart(partial(self._carry, job, id_))
         self._jobs[id_] = (job, task)
 
     async def _carry(self, job: Job, id_: str) -> None:
@@ -231,11 +232,13 @@ class BatchService:
             self._shared.metrics.batches.set(counts)
 
 
-def _apart(work: Awaitable[None]) -> asyncio.Task[None]:
-    """A task that knows nothing of the request that led to it: it works for whom the ledger says."""
+def _apart(work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+    """A task that knows nothing of the request that led to it: it works for whom the ledger says.
+
+    It makes its coroutine itself, so that none is left over where it is cancelled before it began."""
 
     async def run() -> None:
-        await work
+        await work()
 
     return asyncio.get_running_loop().create_task(run(), context=contextvars.Context())
 

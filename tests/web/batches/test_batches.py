@@ -382,3 +382,16 @@ async def test_without_a_folder_there_are_no_batches(service: Service) -> None:
         response = await http.get("/v1/files")
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "not_found"
+
+
+@pytest.mark.filterwarnings("error")
+async def test_it_may_end_as_soon_as_it_has_begun(service: Service, folder: Path) -> None:
+    """Nothing is left of work that was put off and never began."""
+    batches = BatchService(folder)
+    await batches.start(service, create_app(service, batches))
+    sweeper = batches._sweeper
+    assert sweeper is not None
+    sweeper.cancel()
+    await batches.close()
+    del batches
+    gc.collect()
