@@ -50,6 +50,8 @@ proof: $(VENV)/.ready-dev
 	$(BIN)/python -m bench.hit_rate | tee docs/proofs/hit-rate.txt
 	$(BIN)/python -m bench.second_tier | tee docs/proofs/second-tier.txt
 	$(BIN)/python -m bench.soak --requests 20000 | tee docs/proofs/soak.txt
+	$(BIN)/python -m bench.load | tee docs/proofs/load.txt
+	$(BIN)/python -m bench.ordeal kill hang disk terminate | tee docs/proofs/ordeal.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_openapi.py | tee docs/proofs/openapi.txt
 	$(BIN)/pytest -m proof -q -s --no-header tests/proofs/test_fuzz.py | tee docs/proofs/fuzz.txt
 	$(BIN)/python -m bench.scale | tee docs/proofs/scale.txt

@@ -18,6 +18,7 @@ from mmserve.cli_backend import accepting, add_address, add_engine, add_model, l
 from mmserve.cli_batches import add_batches, batch_service_of
 from mmserve.cli_engine import load_apart
 from mmserve.cli_safety import add_safety, secured
+from mmserve.trim import trim_often
 
 if TYPE_CHECKING:
     from mmserve.engine.client import EngineClient
@@ -82,6 +83,7 @@ def _seconds(text: str) -> float:
 
 
 def run_serve(arguments: argparse.Namespace) -> int:
+    trim_often()
     return asyncio.run(_serve(arguments))
 
 

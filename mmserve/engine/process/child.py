@@ -41,6 +41,7 @@ from mmserve.engine.process.messages import (
 from mmserve.engine.process.pictures import Kept
 from mmserve.engine.process.recipe import Recipe
 from mmserve.errors import MMServeError
+from mmserve.trim import trim_often
 from mmserve.types import TokenEvent
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def main(descriptor: int) -> None:
         sock = socket.socket(fileno=descriptor)
         start = cast(Start, receive(sock))
         start.recipe.setup()
+        trim_often()
         status = EngineServer(sock).run(start.recipe)
     except ChannelClosed:
         pass
