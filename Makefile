@@ -63,8 +63,9 @@ proof: $(VENV)/.ready-dev
 cluster: SHELL := bash -o pipefail
 cluster: $(VENV)/.ready-dev
 	$(PIP) --editable '.[dev,ray]'
-	$(BIN)/pytest -m ray -q -s --no-header tests/deploy | tee docs/proofs/ray.txt
-	$(BIN)/python -m bench.cluster | tee docs/proofs/cluster.txt
+	$(BIN)/pytest -m ray -q --no-header tests/deploy | tee docs/proofs/ray.txt
+	$(BIN)/pytest -p tests.deploy.through_serve -q --no-header tests/test_end_to_end.py | tee docs/proofs/serve.txt
+	$(BIN)/python -m bench.cluster | grep -v '(raylet)' | tee docs/proofs/cluster.txt
 	$(BIN)/python -m bench.cluster_captions | tee docs/proofs/cluster-captions.txt
 
 # The suites of tests/outside/suites.py, each in the environment that tests/outside/requirements.json describes.

@@ -234,7 +234,7 @@ def kill_replica() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--pictures", type=int, default=60)
+    parser.add_argument("--pictures", type=int, default=40)
     parser.add_argument("--each", type=int, default=10, help="questions about each (%(default)s)")
     parser.add_argument("--together", type=int, default=8, help="at a time (%(default)s)")
     parser.add_argument("--port", type=int, default=8456)

@@ -44,7 +44,10 @@ def caption(folder: Folder, out: Path, workers: int, *, kill_at: int) -> tuple[R
     command += ["--ray", "--workers", str(workers), "--worker-cpus", "0.5"]
     result, killing = Result(), Killing()
     start = first = time.monotonic()
-    with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(command, stderr=errors) as process:
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors) as process,  # Ray prints what it lost
+    ):
         while process.poll() is None:
             lines = out.read_bytes().count(b"\n") if out.exists() else 0
             if not lines:

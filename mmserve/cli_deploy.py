@@ -108,6 +108,10 @@ def fleet_of(arguments: argparse.Namespace) -> Fleet:
     least, _, most = arguments.replicas.partition("-")
     if not least.isdigit() or not (most or least).isdigit():
         raise ConfigError(f"--replicas takes a number, or two as in 1-8, not {arguments.replicas!r}")
+    if arguments.tp > 1 and 0 < arguments.gpus < arguments.tp:
+        raise ConfigError(
+            f"--tp {arguments.tp} takes as many GPUs of a replica's node, not {arguments.gpus:g}: --gpus {arguments.tp}"
+        )
     return Fleet(
         least=int(least),
         most=int(most or least),

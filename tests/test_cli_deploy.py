@@ -69,6 +69,7 @@ def test_options_become_a_fleet() -> None:
         (["--fronts", "0"], "at least 1 front"),
         (["--most-requests", "0"], "at least 1 request"),
         (["--balance", "0.5"], "at least 1"),
+        (["--tp", "4", "--gpus", "2"], "--gpus 4"),
         (["--detach"], "--address"),
         (["--down"], "--address"),
     ],

@@ -29,6 +29,7 @@ from mmserve.deploy.front import create_front
 from mmserve.deploy.replica import Answering
 from mmserve.deploy.router import PLACE
 from mmserve.errors import ConfigError, EngineUnavailable, MMServeError, QueueFull
+from mmserve.trim import trim_often
 from web.app import create_app
 from web.service import Service
 
@@ -45,6 +46,7 @@ class Engine:
     """A replica: one engine, and the whole HTTP application over it."""
 
     async def __init__(self, build: Build) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        trim_often()
         context = serve.get_replica_context()
         self._place = context.rank.rank
         self._stack = AsyncExitStack()

@@ -26,6 +26,7 @@ from mmserve.engine.parallel.messages import Arrived, Damaged, Failed, Ready, Sl
 from mmserve.engine.runner import Runner, build_runner, pick_device
 from mmserve.errors import MMServeError
 from mmserve.models.shared import EncodingFailed
+from mmserve.trim import trim_often
 
 LEAVE_SECONDS = 2.0
 """For what is under way when the socket ends; it may wait for a rank that is gone. Short, since the next engine may be
@@ -102,6 +103,7 @@ def run(mail: Mail) -> None:
 def main(argv: list[str]) -> int:
     ignore_signals()
     os.set_inheritable(int(argv[0]), False)
+    trim_often()
     return work(Mail(Connection(int(argv[0])), leave=lambda: os._exit(1)))
 
 
