@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,7 @@ from mmserve.errors import ConfigError, EngineUnavailable, MMServeError, QueueFu
 from mmserve.types import Request
 from tests.web.batches.office import CHAT, Clock, each_once, jsonl, line, numbered, office
 from tests.web.fakes import FakeEngine, Step, say, silence
+from web.app import create_app
 from web.batches.service import BatchService
 from web.service import Service
 
