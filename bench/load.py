@@ -16,7 +16,6 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from statistics import median
 
 import httpx
 
@@ -30,7 +29,9 @@ TURNS = 10
 """Turns of the run: slow uploads run in every second one."""
 
 MAX_GROWTH = 16 * MIB
-"""How far own memory (without cached rows) in the last quarter of a run may lie above that in the third, in bytes."""
+"""How far the least own memory (without cached rows) of a run's last quarter may lie above that of the third, in bytes.
+
+What is above the least is memory that was freed and not yet given back, or is a step's for a moment."""
 
 
 @dataclass(slots=True)
@@ -45,9 +46,9 @@ class Result:
 
     @property
     def growth(self) -> float:
-        """Bytes of own memory from the third quarter to the last."""
+        """Bytes from the least own memory of the third quarter to that of the last."""
         quarter = max(1, len(self.own) // 4)
-        return median(self.own[-quarter:]) - median(self.own[-2 * quarter : -quarter])
+        return min(self.own[-quarter:]) - min(self.own[-2 * quarter : -quarter])
 
     @property
     def failures(self) -> list[str]:
@@ -73,7 +74,7 @@ async def load(url: str, pid: int, *, seconds: float, concurrency: int, leaving:
     uploading = asyncio.create_task(_uploads(result, uploads))
     async with httpx.AsyncClient(base_url=url) as http:
         while crowd.now < seconds:
-            await asyncio.sleep(min(seconds / 40, seconds - crowd.now))
+            await asyncio.sleep(min(seconds / 120, seconds - crowd.now))
             resident, anonymous = memory_of(pid)
             result.resident.append(resident)
             result.own.append(anonymous - (await stats_of(http))["encoder_cache_bytes"])
@@ -105,11 +106,10 @@ async def _uploads(result: Result, count: int) -> None:
 
 def report(result: Result, flags: str) -> str:
     kinds = sorted({outcome.kind for outcome in result.crowd.outcomes})
-    every = max(1, len(result.own) // 10)
-    series = ", ".join(
-        f"{resident / MIB:.0f}/{own / MIB:.0f}"
-        for resident, own in list(zip(result.resident, result.own, strict=True))[every - 1 :: every]
-    )
+    part = max(1, len(result.own) // 10)
+    tenths = [slice(at, at + part) for at in range(0, len(result.own), part)]
+    series = ", ".join(f"{min(result.own[at]) / MIB:.0f}-{max(result.own[at]) / MIB:.0f}" for at in tenths)
+    most = max(result.resident, default=0)
     done = [outcome for outcome in result.crowd.outcomes if outcome.what == "answered"]
     return "\n".join(
         [
@@ -120,8 +120,8 @@ def report(result: Result, flags: str) -> str:
             f"slow uploads  {counted(result.slow)}",
             f"  without     {percentiles(result.beside(slow=False))}",
             f"  beside them {percentiles(result.beside(slow=True))}",
-            f"memory        MiB resident/own: {series}",
-            f"growth        {result.growth / MIB:+.1f} MiB of own memory from the third quarter to the last",
+            f"memory        own, MiB, least and most of each tenth: {series}; resident at most {most / MIB:.0f}",
+            f"growth        {result.growth / MIB:+.1f} MiB own memory from the third quarter's least to the last's",
             f"machine       {os.cpu_count()} cores, Python {platform.python_version()}, torch {version('torch')}",
             f"failures      {len(result.failures)}",
             *result.failures[:20],
