@@ -94,7 +94,10 @@ RESPONSE = shape(
 DECISION = shape(
     **_ENVELOPE,
     object=the("decision"),
-    answers=either(listed(shape(type=TEXT, name=TEXT)), {"type": "object", "additionalProperties": shape(type=TEXT)}),
+    answers=either(
+        listed(shape(type=TEXT, name={"type": ["string", "null"]})),
+        {"type": "object", "additionalProperties": shape(type=TEXT)},
+    ),
     usage={"type": "object"},
 )
 GENERATED = shape(text=TEXT, output_ids=listed(WHOLE), meta_info=shape(id=TEXT, prompt_tokens=WHOLE))

@@ -116,7 +116,7 @@ class NoClock(FetchCosts):
         assert times.seconds > 0
 
 
-@pytest.mark.parametrize("mixes", [6, pytest.param(500, marks=[pytest.mark.proof, pytest.mark.timeout(7200)])])
+@pytest.mark.parametrize("mixes", [10, pytest.param(500, marks=[pytest.mark.proof, pytest.mark.timeout(7200)])])
 def test_every_mix_is_answered_as_if_each_request_were_alone(pocket_vl: Checkpoint, truths: Truths, mixes: int) -> None:
     report, askers = Report(), Askers(random.Random(0))
     for mix in range(mixes):
